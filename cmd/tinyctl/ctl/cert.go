@@ -84,11 +84,14 @@ show and check take them from a configuration file (--config).`,
 				return security.CertRequest{Name: argv[0], Role: security.RoleAdmin}
 			}),
 	)
-	for _, c := range []*cobra.Command{a.certShowCmd(), a.certCheckCmd(dir)} {
-		c.Flags().String("config", "",
-			"configuration of a store or scheduler: with the roles that its lists give by common name")
-		cmd.AddCommand(c)
-	}
+	cmd.AddCommand(withLists(a.certShowCmd()), withLists(a.certCheckCmd(dir)))
+	return cmd
+}
+
+// withLists adds the flag that readCertLists reads.
+func withLists(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().String("config", "",
+		"configuration of a store or scheduler, whose lists give roles by common name")
 	return cmd
 }
 
