@@ -74,8 +74,9 @@ func template(name string, life time.Duration) (*x509.Certificate, error) {
 type CertRequest struct {
 	// Name is its common name, and the name of its files.
 	Name string
+	// Role, if set, is in it as a URI. Without, it is as another tool's would be.
 	Role Role
-	// Hosts are the names and IPs under which a node is reached.
+	// Hosts are the names and IPs under which a node is reached. Without, it is no server's.
 	Hosts []string
 	// Life is how long it is good; 0 is five years, which is the most.
 	Life time.Duration
@@ -114,14 +115,16 @@ func CreateCert(dir string, r CertRequest) (Files, error) {
 	}
 	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
 	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	if r.Role == RoleNode {
+	if len(r.Hosts) > 0 {
 		tmpl.ExtKeyUsage = append(tmpl.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 	}
-	role, err := url.Parse(roleURI + string(r.Role))
-	if err != nil {
-		return files, err
+	if r.Role != "" {
+		role, err := url.Parse(roleURI + string(r.Role))
+		if err != nil {
+			return files, err
+		}
+		tmpl.URIs = []*url.URL{role}
 	}
-	tmpl.URIs = []*url.URL{role}
 	for _, h := range r.Hosts {
 		if ip := net.ParseIP(h); ip != nil {
 			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)

@@ -293,19 +293,25 @@ func (g *Guard) refuse(w http.ResponseWriter, f *Refusal) {
 
 // checkHost refuses names that are not this port's. Without a name (HTTP/1.0) there is no browser.
 func (g *Guard) checkHost(r *http.Request) *Refusal {
-	host := hostOf(r.Host)
-	if host == "" || host == "localhost" || net.ParseIP(host) != nil || g.knownHost(host) {
+	if NamesServer(r.Host, func() []string { return g.Hosts }) {
 		return nil
 	}
 	return &Refusal{
 		http.StatusMisdirectedRequest, "unknown-host",
-		fmt.Sprintf("%q is no name of this server", host),
+		fmt.Sprintf("%q is no name of this server", hostOf(r.Host)),
 		"use its address, a name that it advertises, or one of [api] allowed-hosts",
 	}
 }
 
-func (g *Guard) knownHost(host string) bool {
-	return slices.ContainsFunc(g.Hosts, func(h string) bool { return hostOf(h) == host })
+// NamesServer tells whether a Host header can stand in a request that is meant for a server: no
+// name, localhost, a literal IP, or one of the names that names returns, with or without port. See
+// Guard.Hosts for the reason.
+func NamesServer(hostport string, names func() []string) bool {
+	host := hostOf(hostport)
+	if host == "" || host == "localhost" || net.ParseIP(host) != nil {
+		return true
+	}
+	return slices.ContainsFunc(names(), func(n string) bool { return hostOf(n) == host })
 }
 
 // checkOrigin refuses pages of other origins. Requests that no browser made have no origin.

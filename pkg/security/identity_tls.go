@@ -176,9 +176,14 @@ func (i *Identity) checkName(cs tls.ConnectionState) error {
 	if len(cs.PeerCertificates) == 0 {
 		return nil
 	}
-	cert := cs.PeerCertificates[0]
-	u, roles := roleName(cert), i.names.RolesOf(cert)
-	if u == "" && len(roles) == 0 && !i.names.Empty() {
+	return i.names.Check(cs.PeerCertificates[0], i.allowed)
+}
+
+// Check refuses what a server with these Names, and with the list of allowed common names
+// (cert-allowed-cn), refuses in the handshake.
+func (n *Names) Check(cert *x509.Certificate, allowed []string) error {
+	u, roles := roleName(cert), n.RolesOf(cert)
+	if u == "" && len(roles) == 0 && !n.Empty() {
 		return fmt.Errorf("the certificate of %.80q has no role: it has no URI of one, and "+
 			"its name is none of [security] cert-node-cn, cert-admin-cn and cert-client-cn",
 			cert.Subject.CommonName)
@@ -188,7 +193,7 @@ func (i *Identity) checkName(cs tls.ConnectionState) error {
 			"the certificate of %.80q has the name %.80q, which is none of a role: node, client or admin",
 			cert.Subject.CommonName, u)
 	}
-	if len(i.allowed) == 0 || slices.Contains(i.allowed, cert.Subject.CommonName) ||
+	if len(allowed) == 0 || slices.Contains(allowed, cert.Subject.CommonName) ||
 		slices.Contains(roles, RoleNode) || u == "" && len(roles) > 0 {
 		return nil
 	}

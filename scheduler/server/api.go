@@ -235,6 +235,7 @@ func (s *Server) noted(next http.Handler) http.Handler {
 		// its connection break.
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 		if err != nil {
+			s.bodies.Add(1)
 			writeError(w, badRequest("body: %v (at most %d bytes)", err, maxBody))
 			return
 		}

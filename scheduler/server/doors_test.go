@@ -1,11 +1,14 @@
 package server_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +20,8 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	"go.uber.org/zap"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -409,6 +414,88 @@ func testBounded(t *testing.T, limit int, change func(c *config.Config)) {
 	require.Eventually(t, func() bool {
 		return strings.Contains(get(dial()), "200 OK")
 	}, 20*time.Second, time.Millisecond)
+}
+
+// TestFloodOfBodies: headers and bodies over HTTP are bounded; those that are too large are refused
+// and counted, and change nothing.
+func TestFloodOfBodies(t *testing.T) {
+	s := servertest.StartTest(t)
+	const path, flood = "/api/v1/config", 40
+	large := `{"schedule":{"max-store-down-time":"11m"}}` + strings.Repeat(" ", 1<<20)
+	for range flood {
+		code, _, said := ask(t, s, "PATCH", path, large, "Tinykv-Request: 1")
+		require.Equal(t, 400, code, said)
+		require.Contains(t, said, "at most 1048576 bytes")
+	}
+	_, _, text := ask(t, s, "GET", path, "")
+	require.NotContains(t, text, "11m")
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.ClientURL()+path, nil)
+	require.NoError(t, err)
+	req.Header.Set("X", strings.Repeat("x", 100<<10))
+	web := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := web.Do(req)
+	if err == nil { // else the connection was reset before the answer was read
+		require.Equal(t, 431, resp.StatusCode)
+		require.NoError(t, resp.Body.Close())
+	}
+	code, _, said := ask(t, s, "PATCH", path, strings.TrimSpace(large), "Tinykv-Request: 1")
+	require.Equal(t, 200, code, said)
+	_, _, text = ask(t, s, "GET", "/metrics", "")
+	require.Contains(t, text, fmt.Sprintf("\ntinykv_client_port_refused_bodies_total %d\n", flood))
+}
+
+// TestFloodOfCalls: the calls of a connection by gRPC, and the headers of one, are bounded. Other
+// connections are served meanwhile.
+func TestFloodOfCalls(t *testing.T) {
+	s := servertest.StartTest(t)
+	nc, err := new(net.Dialer).DialContext(t.Context(), "tcp", s.ClientAddr())
+	require.NoError(t, err)
+	defer func() { _ = nc.Close() }()
+	require.NoError(t, nc.SetDeadline(time.Now().Add(time.Minute)))
+	_, err = io.WriteString(nc, http2.ClientPreface)
+	require.NoError(t, err)
+	fr := http2.NewFramer(nc, nc)
+	require.NoError(t, fr.WriteSettings())
+	call := func(id uint32, headers ...string) {
+		var block bytes.Buffer
+		enc := hpack.NewEncoder(&block)
+		for _, h := range append([]string{
+			":method POST", ":scheme http", ":path /schedulerpb.Scheduler/RegionHeartbeat",
+			":authority x", "content-type application/grpc", "te trailers",
+		}, headers...) {
+			name, value, _ := strings.Cut(h, " ")
+			require.NoError(t, enc.WriteField(hpack.HeaderField{Name: name, Value: value}))
+		}
+		require.NoError(t, fr.WriteHeaders(http2.HeadersFrameParam{
+			StreamID: id, BlockFragment: block.Next(16 << 10), EndHeaders: block.Len() == 0,
+		}))
+		for block.Len() > 0 {
+			next := block.Next(16 << 10)
+			require.NoError(t, fr.WriteContinuation(id, block.Len() == 0, next))
+		}
+	}
+	ended := func(id uint32) http2.ErrCode { // reads on until the stream has ended
+		for {
+			f, err := fr.ReadFrame()
+			require.NoError(t, err)
+			if r, ok := f.(*http2.RSTStreamFrame); ok && r.StreamID == id {
+				return r.ErrCode
+			} else if ok {
+				t.Fatalf("stream %d ended: %v", r.StreamID, r.ErrCode)
+			}
+		}
+	}
+	const limit = 4096
+	tenth := "x " + strings.Repeat("a", 7<<10)
+	call(1, slices.Repeat([]string{tenth}, 10)...)
+	require.NotEqual(t, http2.ErrCodeNo, ended(1), "headers that are too large")
+	for i := range uint32(limit + 1) {
+		call(3 + 2*i)
+	}
+	require.Equal(t, http2.ErrCodeRefusedStream, ended(3+2*limit), "one too many")
+	_, err = servertest.DirectClient(t, s.ClientAddr()).GetMembers(t.Context(),
+		&schedulerpb.GetMembersRequest{})
+	require.NoError(t, err)
 }
 
 // TestLogin: with a token the page asks for it; a session does what the token does, at every

@@ -68,10 +68,14 @@ var (
 		"Connections to the client port that there was no room for.")
 	descUnread = desc("tinykv_client_port_unread_answers_total",
 		"Connections that ended because the client did not take an answer over HTTP.")
+	descBodies = desc("tinykv_client_port_refused_bodies_total",
+		"Bodies over HTTP that were too large, or did not arrive in time.")
 	descPeers = desc("tinykv_peer_port_connections",
-		"Connections to the peer port with TLS; 0 without.")
+		"Connections to the peer port.")
 	descPeersRefused = desc("tinykv_peer_port_refused_connections_total",
-		"Connections to the peer port with TLS that there was no room for.")
+		"Connections to the peer port that there was no room for.")
+	descPeerRequests = desc("tinykv_peer_port_refused_requests_total",
+		"Requests to the peer port that a browser made, or that were sent to a foreign name.")
 	descSlow = desc("tinykv_client_port_slow_handshakes_total",
 		"Connections that ended in their handshakes because too many others came.")
 	descLogins = desc("tinykv_failed_logins_total",
@@ -92,7 +96,8 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 		descRunning, descTSO,
 		descLeader, descLease, descPrepared, descAlarm, descKnown, descHealthy, descCondition,
 		descSkew,
-		descConns, descRefused, descSlow, descUnread, descPeers, descPeersRefused, descExpiry,
+		descConns, descRefused, descSlow, descUnread, descBodies, descPeers, descPeersRefused,
+		descPeerRequests, descExpiry,
 		descLogins, descMerges, descHolds,
 	} {
 		ch <- d
@@ -121,6 +126,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		counter(descRefused, f.refused.Load())
 		counter(descSlow, f.slow.Load())
 		counter(descUnread, f.unread.Load())
+		counter(descBodies, m.s.bodies.Load())
 	}
 	counter(descLogins, m.s.guard.Attempts.Failed(), "wrong")
 	counter(descLogins, m.s.guard.Attempts.Refused(), "refused")
@@ -130,6 +136,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	if n, ok := m.s.node.(*node); ok {
 		gauge(descPeers, float64(n.door.Conns()))
 		counter(descPeersRefused, n.door.Full())
+		counter(descPeerRequests, n.door.Refused())
 	}
 	if m.s.node != nil {
 		for _, a := range m.s.node.alarms() {

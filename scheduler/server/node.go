@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -15,6 +16,7 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/etcdhttp"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -30,12 +32,12 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
 
-// node is the embedded etcd member: it keeps the hard state. etcd listens on the peer port only;
-// this process reaches it by calls.
+// node is the embedded etcd member: it keeps the hard state. etcd listens nowhere: the door serves
+// its peers, and this process reaches it by calls.
 type node struct {
 	cfg        *config.Config
 	etcd       *embed.Etcd
-	door       *peerdoor.Door // nil without TLS
+	door       *peerdoor.Door
 	client     *clientv3.Client
 	dir        *dataDir
 	clientAddr string
@@ -75,7 +77,7 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 	if err != nil {
 		return nil, explainStart(err, cfg)
 	}
-	e, err := startEtcd(ctx, cfg, ec)
+	e, err := startEtcd(ctx, cfg, ec, door)
 	if err != nil {
 		door.Close()
 		return nil, err
@@ -92,9 +94,9 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 	return n, nil
 }
 
-// startEtcd starts etcd and waits until it is ready.
+// startEtcd starts etcd, has the door serve its peers, and waits until it is ready.
 func startEtcd(
-	ctx context.Context, cfg *config.Config, ec *embed.Config,
+	ctx context.Context, cfg *config.Config, ec *embed.Config, door *peerdoor.Door,
 ) (_ *embed.Etcd, err error) {
 	e, err := embed.StartEtcd(ec)
 	if err != nil {
@@ -109,6 +111,7 @@ func startEtcd(
 	if err := syncEtcdDirs(cfg.DataDir); err != nil {
 		return nil, fmt.Errorf("data-dir: %w", err)
 	}
+	door.Serve(etcdhttp.NewPeerHandler(e.GetLogger(), e.Server), peerNames(cfg, e))
 	select {
 	case <-e.Server.ReadyNotify():
 		return e, nil
@@ -124,33 +127,46 @@ func startEtcd(
 	}
 }
 
-// openPeerDoor has a door take the peer port's place where that has TLS, and etcd listen behind it.
-// Without TLS it returns nil, which may be closed as well.
+// openPeerDoor has a door take the peer port's place: etcd itself listens nowhere.
 func openPeerDoor(
 	ctx context.Context, cfg *config.Config, ec *embed.Config, logger *zap.Logger,
 ) (*peerdoor.Door, error) {
-	var addrs []string
-	for _, u := range ec.ListenPeerUrls {
-		if u.Scheme == "https" {
-			addrs = append(addrs, u.Host)
-		}
-	}
-	if len(addrs) == 0 || cfg.Security.CertPath == "" {
-		return nil, nil
-	}
-	if len(addrs) < len(ec.ListenPeerUrls) {
-		return nil, fmt.Errorf("peer-urls: %s is with TLS in part", cfg.PeerUrls)
-	}
 	id, err := memberIdentity(cfg.Security)
 	if err != nil {
 		return nil, err
 	}
-	door, err := peerdoor.Open(ctx, addrs, id, cfg.DataDir, logger)
+	door, err := peerdoor.Open(ctx, peerdoor.Options{
+		URLs: ec.ListenPeerUrls, Identity: id, Logger: logger,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("peer-urls: %w", err)
 	}
-	ec.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: door.Socket()}}
+	ec.ListenPeerUrls = nil
 	return door, nil
+}
+
+// peerNames are the names under which members ask each other: those of the configuration, and those
+// that the cluster has. The latter differ where a member was started again with other URLs.
+func peerNames(cfg *config.Config, e *embed.Etcd) func() []string {
+	urls := []string{cfg.PeerUrls, cfg.AdvertisePeerUrls}
+	for member := range strings.SplitSeq(cfg.InitialCluster, ",") {
+		_, u, _ := strings.Cut(member, "=")
+		urls = append(urls, u)
+	}
+	return func() []string {
+		all := slices.Clone(urls)
+		for _, m := range e.Server.Cluster().Members() {
+			all = append(all, m.PeerURLs...)
+		}
+		names := slices.Clone(cfg.API.AllowedHosts)
+		for _, list := range all {
+			parsed, _ := config.ParseURLs(list) // "" where a member has no URL
+			for _, u := range parsed {
+				names = append(names, u.Host)
+			}
+		}
+		return names
+	}
 }
 
 // syncEtcdDirs makes the names of etcd's files durable. Etcd leaves out the directories of its
@@ -457,6 +473,14 @@ func (s *Server) grpcOptions() []grpc.ServerOption {
 		grpc.ChainStreamInterceptor(roleCheck{s.guard}.stream))
 }
 
+const (
+	// maxCalls bounds the calls of one connection that are under way. A follower passes all that it
+	// gets on over one connection.
+	maxCalls = 4096
+	// maxCallHeaders bounds the headers of a call, in bytes.
+	maxCallHeaders = 64 << 10
+)
+
 // transportOptions bound what connections hold. Clients and stores connect again by themselves.
 func transportOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
@@ -474,6 +498,8 @@ func transportOptions() []grpc.ServerOption {
 		grpc.InitialWindowSize(1 << 20),
 		grpc.InitialConnWindowSize(8 << 20),
 		grpc.MaxRecvMsgSize(16 << 20),
+		grpc.MaxConcurrentStreams(maxCalls),
+		grpc.MaxHeaderListSize(maxCallHeaders),
 	}
 }
 

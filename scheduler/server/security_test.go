@@ -19,6 +19,7 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/client"
+	"github.com/tinykv/tinykv/scheduler/server"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
 )
@@ -168,6 +169,53 @@ func TestPeerPortIsForNodes(t *testing.T) {
 		return err == nil && code == http.StatusOK
 	},
 		20*time.Second, 50*time.Millisecond)
+}
+
+// TestPagesAtThePeerPort: a page of another site cannot have a browser promote a member, over the
+// peer port of any member without TLS; members can, also by way of a follower.
+func TestPagesAtThePeerPort(t *testing.T) {
+	var urls []string
+	members := servertest.StartCluster(t, 3, func(c *config.Config) {
+		urls = append(urls, c.PeerUrls)
+	})
+	leader, _ := leaderOf(t, members)
+	listed, err := server.EtcdOf(leader).MemberList(t.Context())
+	require.NoError(t, err)
+	id := listed.Members[0].ID
+	promote := func(url string, headers ...string) (int, string) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost,
+			fmt.Sprint(url, "/members/promote/", id), nil)
+		require.NoError(t, err)
+		for _, h := range headers {
+			name, value, _ := strings.Cut(h, ": ")
+			if name == "Host" {
+				req.Host = value
+			}
+			req.Header.Set(name, value)
+		}
+		web := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		resp, err := web.Do(req)
+		require.NoError(t, err)
+		text, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		return resp.StatusCode, string(text)
+	}
+	for _, url := range urls {
+		for _, headers := range [][]string{
+			{"Origin: https://evil.example"}, {"Origin: null"}, {"Origin: " + url},
+			{"Sec-Fetch-Site: cross-site"},
+		} {
+			code, text := promote(url, headers...)
+			require.Equal(t, 403, code, "%v: %s", headers, text)
+		}
+		code, text := promote(url, "Host: evil.example:2380")
+		require.Equal(t, 421, code, text)
+		// A member's request comes to the end of etcd's checks, at the leader.
+		code, text = promote(url)
+		require.Equal(t, 412, code, text)
+		require.Contains(t, text, "can only promote a learner member")
+	}
 }
 
 // TestClientsCertificateChangesNothing: over HTTP a certificate that is for clients is no admin's,

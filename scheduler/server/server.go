@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -69,6 +70,7 @@ type Server struct {
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup
 	failed    chan error
+	bodies    atomic.Uint64 // over HTTP, that were too large or did not come
 
 	leaderMu struct {
 		sync.RWMutex

@@ -134,6 +134,7 @@ func TestForeignPageInABrowser(t *testing.T) {
 			}
 			c := startBrowsed(t, conf)
 			before := configOf(t, c)
+			peer, promote := peerOf(t, c)
 			got := visit(t, chromium, []pageTarget{
 				{Base: open.URL, Reads: []string{"/"}},
 				{
@@ -162,11 +163,20 @@ func TestForeignPageInABrowser(t *testing.T) {
 					},
 					Changes: []map[string]any{{"method": "POST", "path": "/config", "body": "{}"}},
 				},
+				{
+					Base:    peer,
+					Reads:   []string{"/members", "/version", "/raft/probing"},
+					Changes: []map[string]any{{"method": "POST", "path": promote, "body": ""}},
+				},
 			})
 			require.Greater(t, got.Tried, 60)
 			require.Len(t, got.Read, 1, "only what is open to all: %q", got.Read)
 			require.Contains(t, got.Read[0], open.URL)
 			require.Equal(t, before, configOf(t, c), "nothing was changed")
+			// Reads in three ways; changes in six, with a header (where the browser asks first), by
+			// a beacon, which may be under way, and by a form.
+			const atPeer = 3*3 + 6 + 1 + 1 + 1
+			require.GreaterOrEqual(t, refusedAtPeerPort(t, c), atPeer-1)
 		})
 	}
 }
@@ -189,10 +199,42 @@ func startBrowsed(t *testing.T, conf string) *localcluster.Cluster {
 	return c
 }
 
+// peerOf is the URL of the scheduler's peer port, and the path by which etcd promotes its member.
+func peerOf(t *testing.T, c *localcluster.Cluster) (url, promote string) {
+	t.Helper()
+	var got struct {
+		Members []struct {
+			ID       json.Number `json:"id"`
+			PeerURLs []string    `json:"peer_urls"`
+		} `json:"members"`
+	}
+	text := pageOf(t, "http://"+c.Schedulers[0].Addr+"/api/v1/members")
+	require.NoError(t, json.Unmarshal([]byte(text), &got))
+	require.Len(t, got.Members, 1)
+	return got.Members[0].PeerURLs[0], "/members/promote/" + got.Members[0].ID.String()
+}
+
+// refusedAtPeerPort is how many requests the scheduler's peer port has refused.
+func refusedAtPeerPort(t *testing.T, c *localcluster.Cluster) (n int) {
+	t.Helper()
+	for line := range strings.Lines(pageOf(t, "http://"+c.Schedulers[0].Addr+"/metrics")) {
+		value, ok := strings.CutPrefix(line, "tinykv_peer_port_refused_requests_total ")
+		if ok {
+			_, err := fmt.Sscan(value, &n)
+			require.NoError(t, err)
+		}
+	}
+	return n
+}
+
 func configOf(t *testing.T, c *localcluster.Cluster) string {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet,
-		"http://"+c.Schedulers[0].Addr+"/api/v1/config", nil)
+	return pageOf(t, "http://"+c.Schedulers[0].Addr+"/api/v1/config")
+}
+
+func pageOf(t *testing.T, url string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 	require.NoError(t, err)
 	req.Close = true
 	resp, err := http.DefaultClient.Do(req)

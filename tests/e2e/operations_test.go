@@ -592,7 +592,7 @@ func change(t *testing.T, path, key, value string) {
 
 // manualTLS: the commands with certificates, against a secured cluster.
 func manualTLS(t *testing.T, m *manual) {
-	c, certs := startSecured(t)
+	c, certs := startSecured(t, 1)
 	s := m.at(t, c)
 	url := "https://" + c.Schedulers[0].Addr
 	file := func(name string) string { return filepath.Join(certs, name) }

@@ -3,8 +3,10 @@ package e2e
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,11 +33,11 @@ import (
 
 // startSecured starts a cluster with TLS on all ports, and returns the directory of its
 // certificates.
-func startSecured(t *testing.T) (*localcluster.Cluster, string) {
+func startSecured(t *testing.T, schedulers int) (*localcluster.Cluster, string) {
 	t.Helper()
 	dir := t.TempDir()
 	c, err := localcluster.New(localcluster.Options{
-		BinDir: binDir, Dir: dir, Stores: 3, Schedulers: 1, StoreConfig: fastStores, TLS: true,
+		BinDir: binDir, Dir: dir, Stores: 3, Schedulers: schedulers, StoreConfig: fastStores, TLS: true,
 		OnExit: func(p *localcluster.Process, err error) {
 			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err),
 				p.LastWords())
@@ -77,7 +79,7 @@ func openAs(t *testing.T, c *localcluster.Cluster, f security.Files) *client.Cli
 // TestSecuredCluster: who has a certificate of the cluster is served as far as its role goes;
 // nobody else is.
 func TestSecuredCluster(t *testing.T) {
-	c, certs := startSecured(t)
+	c, certs := startSecured(t, 1)
 	cl := openAs(t, c, filesOf(certs, "client"))
 	require.NoError(t, cl.Put(t.Context(), []byte("k"), []byte("v")))
 	value, found, err := cl.Get(t.Context(), []byte("k"))
@@ -179,6 +181,54 @@ func TestSecuredCluster(t *testing.T) {
 	})
 }
 
+// TestClusterWithRolesByName: a cluster of which no certificate has the URI of a role, so that the
+// lists of names alone say who is a server, an admin or a client.
+func TestClusterWithRolesByName(t *testing.T) {
+	dir := t.TempDir()
+	certs := filepath.Join(dir, "certs")
+	require.NoError(t, security.CreateCA(certs))
+	for _, r := range []security.CertRequest{
+		{Name: "node", Hosts: []string{"127.0.0.1"}}, {Name: "admin"}, {Name: "client"},
+		{Name: "printer"},
+	} {
+		_, err := security.CreateCert(certs, r)
+		require.NoError(t, err)
+	}
+	const lists = "\n[security]\ncert-node-cn = [\"node\"]\n" +
+		"cert-admin-cn = [\"admin\"]\ncert-client-cn = [\"client\"]\n"
+	c, err := localcluster.New(localcluster.Options{
+		BinDir: binDir, Dir: dir, Stores: 3, Schedulers: 1, TLS: true,
+		StoreConfig: fastStores + lists, SchedulerConfig: lists,
+		OnExit: func(p *localcluster.Process, err error) {
+			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err),
+				p.LastWords())
+		},
+	})
+	require.NoError(t, err)
+	t.Cleanup(c.Stop)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	require.NoError(t, c.Start(ctx))
+	cl := openAs(t, c, filesOf(certs, "client"))
+	require.NoError(t, cl.Put(t.Context(), []byte("k"), []byte("v")))
+	waitSecuredReplicas(t, cl, 3) // stores send each other messages of raft, and snapshots
+
+	err = cl.Placement().PutStore(t.Context(), &metapb.Store{Id: 99, Address: "127.0.0.1:1"})
+	require.ErrorContains(t, err, "needs a certificate of the role node")
+	cluster, err := cl.Placement().GetClusterConfig(t.Context())
+	require.NoError(t, err)
+	require.ErrorContains(t, cl.Placement().PutClusterConfig(t.Context(), cluster),
+		"needs a certificate of the role admin")
+	admin := openAs(t, c, filesOf(certs, "admin"))
+	require.NoError(t, admin.Placement().PutClusterConfig(t.Context(), cluster))
+	refused(t, "in no list", c.Stores[0].Addr, identityOf(t, filesOf(certs, "printer")).Client)
+
+	out, err := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "cert", "check",
+		"--certs-dir", certs, "--config", filepath.Join(dir, "tinykv-server.toml")).CombinedOutput()
+	require.Error(t, err, "one certificate is in no list")
+	require.Equal(t, 1, strings.Count(string(out), "has no role"), "%s", out)
+}
+
 // refused expects that a store does not serve a get.
 func refused(t *testing.T, name, store string, as func(...string) *tls.Config) {
 	t.Helper()
@@ -194,11 +244,12 @@ func refused(t *testing.T, name, store string, as func(...string) *tls.Config) {
 		err)
 }
 
-// load writes and reads until stopped, and counts what went wrong.
+// load writes and reads, and asks the placement service, until stopped, and counts what went wrong.
 type load struct {
 	wg      sync.WaitGroup
 	stop    chan struct{}
-	ops     atomic.Int64
+	ops     atomic.Int64 // writes and reads
+	stamps  atomic.Int64 // timestamps
 	failure atomic.Pointer[error]
 }
 
@@ -206,34 +257,53 @@ func startLoad(t *testing.T, cl *client.Client) *load {
 	t.Helper()
 	l := &load{stop: make(chan struct{})}
 	for w := range 4 {
-		l.wg.Add(1)
-		go func() {
-			defer l.wg.Done()
-			for i := 0; ; i++ {
-				select {
-				case <-l.stop:
-					return
-				default:
-				}
-				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-				key, value := fmt.Appendf(nil, "load-%d", w), fmt.Append(nil, i)
-				err := cl.Put(ctx, key, value)
-				if err == nil {
-					var got []byte
-					if got, _, err = cl.Get(ctx, key); err == nil && string(got) != string(value) {
-						err = fmt.Errorf("read %q after %q", got, value)
-					}
-				}
-				cancel()
-				if err != nil {
-					l.failure.CompareAndSwap(nil, &err)
-					return
-				}
-				l.ops.Add(1)
+		l.run(&l.ops, func(ctx context.Context, i int) error {
+			key, value := fmt.Appendf(nil, "load-%d", w), fmt.Append(nil, i)
+			if err := cl.Put(ctx, key, value); err != nil {
+				return err
 			}
-		}()
+			got, _, err := cl.Get(ctx, key)
+			if err == nil && string(got) != string(value) {
+				err = fmt.Errorf("read %q after %q", got, value)
+			}
+			return err
+		})
 	}
+	var last int64
+	l.run(&l.stamps, func(ctx context.Context, _ int) error {
+		physical, logical, err := cl.Placement().GetTS(ctx)
+		ts := physical<<18 + logical
+		if err == nil && ts <= last {
+			err = fmt.Errorf("timestamp %d after %d", ts, last)
+		}
+		last = ts
+		time.Sleep(time.Millisecond) // the pace; without it timestamps would take all the time
+		return err
+	})
 	return l
+}
+
+// run calls f until the load is stopped, or f fails.
+func (l *load) run(count *atomic.Int64, f func(context.Context, int) error) {
+	l.wg.Add(1)
+	go func() {
+		defer l.wg.Done()
+		for i := 0; ; i++ {
+			select {
+			case <-l.stop:
+				return
+			default:
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			err := f(ctx, i)
+			cancel()
+			if err != nil {
+				l.failure.CompareAndSwap(nil, &err)
+				return
+			}
+			count.Add(1)
+		}
+	}()
 }
 
 // end stops the load, which must have gone on without an error.
@@ -244,15 +314,15 @@ func (l *load) end(t *testing.T) {
 	if err := l.failure.Load(); err != nil {
 		t.Fatal(*err)
 	}
-	t.Logf("%d writes and reads without an error", l.ops.Load())
+	t.Logf("%d writes and reads, %d timestamps without an error", l.ops.Load(), l.stamps.Load())
 }
 
 // goesOn waits until the load has gone on for a while.
 func (l *load) goesOn(t *testing.T) {
 	t.Helper()
-	want := l.ops.Load() + 50
+	ops, stamps := l.ops.Load()+50, l.stamps.Load()+50
 	require.Eventually(t, func() bool {
-		return l.ops.Load() >= want || l.failure.Load() != nil
+		return l.ops.Load() >= ops && l.stamps.Load() >= stamps || l.failure.Load() != nil
 	}, 30*time.Second, time.Millisecond)
 }
 
@@ -274,9 +344,11 @@ const reread = 1200 * time.Millisecond
 
 // TestNewAuthorityUnderLoad: a cluster changes its authority and all certificates, without a stop
 // and without an error: first both authorities are trusted, then the certificates are new, then the
-// old authority is gone. A rolling restart at the end has every connection made anew.
+// old authority is gone. Members of the placement service read the authorities for the connections
+// that they make to each other at their start, so they are restarted one after the other when the
+// file has changed. A rolling restart at the end has every connection made anew.
 func TestNewAuthorityUnderLoad(t *testing.T) {
-	c, certs := startSecured(t)
+	c, certs := startSecured(t, 3)
 	cl := openAs(t, c, filesOf(certs, "client"))
 	require.NoError(t, cl.Put(t.Context(), []byte("k"), []byte("v")))
 	waitSecuredReplicas(t, cl, 3)
@@ -295,6 +367,7 @@ func TestNewAuthorityUnderLoad(t *testing.T) {
 	l.goesOn(t)
 	putFile(t, filepath.Join(certs, "ca.crt"), oldCA, filepath.Join(next, "ca.crt"))
 	time.Sleep(reread) // the time that the servers take is what is waited for
+	restartSchedulers(t, c, certs, l)
 	for _, name := range []string{"node", "client", "admin"} {
 		putFile(t, filepath.Join(certs, name+".key"), filepath.Join(next, name+".key"))
 		putFile(t, filepath.Join(certs, name+".crt"), filepath.Join(next, name+".crt"))
@@ -303,6 +376,7 @@ func TestNewAuthorityUnderLoad(t *testing.T) {
 	l.goesOn(t)
 	putFile(t, filepath.Join(certs, "ca.crt"), filepath.Join(next, "ca.crt"))
 	time.Sleep(reread)
+	restartSchedulers(t, c, certs, l)
 	for _, p := range c.Stores {
 		p.Stop(20 * time.Second)
 		require.NoError(t, p.Start())
@@ -319,6 +393,57 @@ func TestNewAuthorityUnderLoad(t *testing.T) {
 	refusedOld.CA = oldCA
 	refused(t, "who trusts the old authority only", c.Stores[0].Addr,
 		identityOf(t, refusedOld).Client)
+}
+
+// restartSchedulers restarts one after the other, each when the one before is a member again.
+func restartSchedulers(t *testing.T, c *localcluster.Cluster, certs string, l *load) {
+	t.Helper()
+	admin := identityOf(t, filesOf(certs, "admin"))
+	for _, p := range c.Schedulers {
+		p.Stop(20 * time.Second)
+		require.NoError(t, p.Start())
+		require.NoError(t, p.WaitReady(t.Context()))
+		eventually(t, 30*time.Second, func() error { return followsOrLeads(t, p.Addr, admin) })
+		l.goesOn(t)
+	}
+}
+
+// followsOrLeads is nil if a member knows the leaders of etcd and of the placement service.
+func followsOrLeads(t *testing.T, addr string, id *security.Identity) error {
+	web := &http.Client{
+		Transport: &http.Transport{TLSClientConfig: id.Client(), DisableKeepAlives: true},
+		Timeout:   10 * time.Second,
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet,
+		"https://"+addr+"/api/v1/members", nil)
+	require.NoError(t, err)
+	resp, err := web.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var list struct {
+		Members []struct {
+			Leader     bool `json:"leader"`
+			EtcdLeader bool `json:"etcd_leader"`
+		} `json:"members"`
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&list); err != nil {
+		return err
+	}
+	leaders, etcdLeaders := 0, 0
+	for _, m := range list.Members {
+		if m.Leader {
+			leaders++
+		}
+		if m.EtcdLeader {
+			etcdLeaders++
+		}
+	}
+	if leaders != 1 || etcdLeaders != 1 {
+		return fmt.Errorf("%s knows of no leader: %+v", addr, list.Members)
+	}
+	return nil
 }
 
 // waitSecuredReplicas waits until the first region has n replicas.

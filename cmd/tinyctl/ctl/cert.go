@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
 
 	"github.com/tinykv/tinykv/pkg/security"
@@ -25,7 +26,10 @@ func (a *app) certCmd() *cobra.Command {
   tinyctl cert create-ca
   tinyctl cert create-node kv1.example.com 10.0.0.1    on each server, with the names it is reached under
   tinyctl cert create-client app                        for programs
-  tinyctl cert create-admin ops                         for people who change the cluster`,
+  tinyctl cert create-admin ops                         for people who change the cluster
+
+Servers with the lists cert-node-cn, cert-admin-cn and cert-client-cn give roles by common name:
+show and check take them from a configuration file (--config).`,
 	}
 	dir := cmd.PersistentFlags().String("certs-dir", "certs",
 		"directory of the authority and the certificates")
@@ -79,8 +83,15 @@ func (a *app) certCmd() *cobra.Command {
 			func(argv []string) security.CertRequest {
 				return security.CertRequest{Name: argv[0], Role: security.RoleAdmin}
 			}),
-		a.certShowCmd(), a.certCheckCmd(dir),
 	)
+	cmd.AddCommand(withLists(a.certShowCmd()), withLists(a.certCheckCmd(dir)))
+	return cmd
+}
+
+// withLists adds the flag that readCertLists reads.
+func withLists(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().String("config", "",
+		"configuration of a store or scheduler, whose lists give roles by common name")
 	return cmd
 }
 
@@ -95,12 +106,52 @@ type certJSON struct {
 	Fault    string   `json:"fault,omitempty"`
 }
 
-func describeCert(file string, c *x509.Certificate) certJSON {
+// certLists are the lists of names of a server.
+type certLists struct {
+	CertAllowedCN []string `toml:"cert-allowed-cn"`
+	CertNodeCN    []string `toml:"cert-node-cn"`
+	CertAdminCN   []string `toml:"cert-admin-cn"`
+	CertClientCN  []string `toml:"cert-client-cn"`
+}
+
+// readCertLists reads the lists of the flag's file, if it is set.
+func readCertLists(cmd *cobra.Command) (*certLists, error) {
+	var conf struct {
+		Security certLists `toml:"security"`
+	}
+	file, err := cmd.Flags().GetString("config")
+	if err == nil && file != "" {
+		if _, err = toml.DecodeFile(file, &conf); err == nil {
+			err = conf.Security.names().Validate()
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--config %s: %w", file, err)
+	}
+	return &conf.Security, nil
+}
+
+func (l *certLists) names() *security.Names {
+	return &security.Names{Node: l.CertNodeCN, Admin: l.CertAdminCN, Client: l.CertClientCN}
+}
+
+// refuses says why a server with these lists does not let a certificate in; "" if it does.
+func (l *certLists) refuses(c *x509.Certificate) string {
+	if c.IsCA {
+		return ""
+	}
+	if err := l.names().Check(c, l.CertAllowedCN); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+func describeCert(file string, c *x509.Certificate, lists *certLists) certJSON {
 	out := certJSON{
 		File: file, Name: c.Subject.CommonName, CA: c.IsCA, Roles: []string{}, Hosts: []string{},
 		NotAfter: c.NotAfter.UTC().Format(time.RFC3339),
 	}
-	for _, r := range security.RolesOf(c) {
+	for _, r := range lists.names().RolesOf(c) {
 		out.Roles = append(out.Roles, string(r))
 	}
 	out.Hosts = append(out.Hosts, c.DNSNames...)
@@ -114,7 +165,11 @@ func (a *app) certShowCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "show FILE...", Short: "Show what certificates are for and until when",
 		Args: args(cobra.MinimumNArgs(1)),
-		RunE: func(_ *cobra.Command, files []string) error {
+		RunE: func(cmd *cobra.Command, files []string) error {
+			lists, err := readCertLists(cmd)
+			if err != nil {
+				return err
+			}
 			var rows []certJSON
 			for _, f := range files {
 				certs, err := security.ReadCerts(f)
@@ -122,7 +177,9 @@ func (a *app) certShowCmd() *cobra.Command {
 					return err
 				}
 				for _, c := range certs {
-					rows = append(rows, describeCert(f, c))
+					row := describeCert(f, c, lists)
+					row.Fault = lists.refuses(c)
+					rows = append(rows, row)
 				}
 			}
 			return a.printCerts(rows)
@@ -139,6 +196,8 @@ func (a *app) printCerts(rows []certJSON) error {
 		what := strings.Join(r.Roles, " ")
 		if r.CA {
 			what = "authority"
+		} else if what == "" && r.Fault != "" {
+			what = "no role"
 		} else if what == "" {
 			what = "any role"
 		}
@@ -152,8 +211,12 @@ func (a *app) certCheckCmd(dir *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check",
 		Short: "Check all certificates of a directory; exit code 1 if one is not good, or not for 30 more days", Args: args(cobra.NoArgs),
-		RunE: func(*cobra.Command, []string) error {
-			rows, err := checkCerts(*dir, time.Now())
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			lists, err := readCertLists(cmd)
+			if err != nil {
+				return err
+			}
+			rows, err := checkCerts(*dir, lists, time.Now())
 			if err != nil {
 				return err
 			}
@@ -171,7 +234,7 @@ func (a *app) certCheckCmd(dir *string) *cobra.Command {
 }
 
 // checkCerts looks at every certificate of a directory.
-func checkCerts(dir string, now time.Time) ([]certJSON, error) {
+func checkCerts(dir string, lists *certLists, now time.Time) ([]certJSON, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.crt"))
 	if err != nil {
 		return nil, err
@@ -196,8 +259,11 @@ func checkCerts(dir string, now time.Time) ([]certJSON, error) {
 			continue
 		}
 		for i, c := range certs {
-			row := describeCert(f, c)
+			row := describeCert(f, c, lists)
 			row.Fault = certFault(f, c, i == 0, roots, now)
+			if row.Fault == "" && i == 0 {
+				row.Fault = lists.refuses(c)
+			}
 			rows = append(rows, row)
 		}
 	}
