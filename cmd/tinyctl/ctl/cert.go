@@ -43,8 +43,7 @@ func (a *app) certCmd() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				_, err = fmt.Fprintf(a.stdout, "%s and %s\n", f.Cert, f.Key)
-				return err
+				return tellCert(a, f.Cert, f.Key)
 			}}
 	}
 	cmd.AddCommand(
@@ -55,10 +54,8 @@ func (a *app) certCmd() *cobra.Command {
 				if err := security.CreateCA(*dir); err != nil {
 					return err
 				}
-				_, err := fmt.Fprintf(a.stdout, "%s and %s\n",
-					filepath.Join(*dir, security.CACertFile),
+				return tellCert(a, filepath.Join(*dir, security.CACertFile),
 					filepath.Join(*dir, security.CAKeyFile))
-				return err
 			},
 		},
 		create("create-node HOST...",
@@ -82,6 +79,15 @@ func (a *app) certCmd() *cobra.Command {
 		a.certShowCmd(), a.certCheckCmd(dir),
 	)
 	return cmd
+}
+
+// tellCert names the files of a certificate that was made.
+func tellCert(a *app, cert, key string) error {
+	if a.output == "json" {
+		return a.json(map[string]string{"cert": cert, "key": key})
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s and %s\n", cert, key)
+	return err
 }
 
 // certJSON is a certificate.
@@ -115,7 +121,7 @@ func (a *app) certShowCmd() *cobra.Command {
 		Use: "show FILE...", Short: "Show what certificates are for and until when",
 		Args: args(cobra.MinimumNArgs(1)),
 		RunE: func(_ *cobra.Command, files []string) error {
-			var rows []certJSON
+			rows := []certJSON{}
 			for _, f := range files {
 				certs, err := security.ReadCerts(f)
 				if err != nil {

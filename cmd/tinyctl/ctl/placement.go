@@ -20,6 +20,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/tinykv/tinykv/cmd/tinyctl/contract"
 	"github.com/tinykv/tinykv/pkg/security"
 )
 
@@ -119,12 +120,16 @@ func (a *app) show(
 	return table()
 }
 
+// raw prints an answer of the API in the form of package contract.
 func (a *app) raw(data []byte) error {
-	var out bytes.Buffer
-	if err := json.Indent(&out, bytes.TrimSpace(data), "", "  "); err != nil {
+	if len(bytes.TrimSpace(data)) == 0 {
+		data = []byte("{}") // nothing but success
+	}
+	doc, err := contract.Form(data, contract.Hex)
+	if err != nil {
 		return err
 	}
-	_, err := fmt.Fprintln(a.stdout, out.String())
+	_, err = a.stdout.Write(doc)
 	return err
 }
 

@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -55,11 +56,21 @@ func (a *app) memberReclaim(cmd *cobra.Command, _ []string) error {
 	}
 	for _, m := range out.Members {
 		one := *a
+		if a.output == "json" {
+			one.output, one.stdout = "table", io.Discard
+		}
 		one.scheduler, one.timeout = strings.Join(m.ClientURLs, ","), max(a.timeout, reclaimTimeout)
 		if err := one.changeMember(cmd, http.MethodPost, "/reclaim", "%s made room\n",
 			"reclaimed"); err != nil {
 			return fmt.Errorf("member %s: %w", m.Name, err)
 		}
+	}
+	if a.output == "json" {
+		names := []string{}
+		for _, m := range out.Members {
+			names = append(names, m.Name)
+		}
+		return a.json(map[string]any{"reclaimed": names})
 	}
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/tinykv/tinykv/cmd/tinyctl/contract"
 	"github.com/tinykv/tinykv/cmd/tinyctl/shell"
 	"github.com/tinykv/tinykv/kv/client"
 	"github.com/tinykv/tinykv/pkg/cli"
@@ -36,6 +36,8 @@ const (
 	exitUsage = 2
 	// exitUnknown: what was asked for is not known.
 	exitUnknown = 3
+	// exitNotFound: there is no such key, region, store, member or setting.
+	exitNotFound = 4
 )
 
 // schedulerEnv names the cluster when --scheduler is not given, the others the files for one with
@@ -72,7 +74,16 @@ type app struct {
 	tls       security.Files
 }
 
-// Main runs tinyctl and returns the exit code: 0 ok, 1 failed, 2 wrong usage, 3 cannot tell.
+// errNotFound is errSilent for what does not exist.
+var errNotFound = &codeError{exitNotFound, errSilent}
+
+// notFoundf is the error of what does not exist.
+func notFoundf(format string, args ...any) error {
+	return &codeError{exitNotFound, fmt.Errorf(format, args...)}
+}
+
+// Main runs tinyctl and returns the exit code: 0 ok, 1 failed, 2 wrong usage, 3 cannot tell, 4 not
+// found.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -278,11 +289,17 @@ func (a *app) placement(ctx context.Context) (*placement.Client, error) {
 	return p, nil
 }
 
-func (a *app) json(v any) error {
-	enc := json.NewEncoder(a.stdout)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
+// json prints v in the form of package contract. Keys and values in it are there already as that
+// form has them.
+func (a *app) json(v any) error { return printJSON(a, v, contract.Done) }
+
+func printJSON(a *app, v any, keys contract.Keys) error {
+	doc, err := contract.Of(v, keys)
+	if err != nil {
+		return err
+	}
+	_, err = a.stdout.Write(doc)
+	return err
 }
 
 // table prints aligned columns.
@@ -293,4 +310,22 @@ func (a *app) table(head []string, rows [][]string) error {
 		fmt.Fprintln(w, strings.Join(r, "\t"))
 	}
 	return w.Flush()
+}
+
+// Commands are the paths of all commands that do something, such as "store list". Help and
+// completion are not in it.
+func Commands() []string {
+	var out []string
+	var walk func(cmd *cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		subs := cmd.Commands()
+		for _, sub := range subs {
+			walk(sub)
+		}
+		if len(subs) == 0 || cmd.Name() == benchName {
+			out = append(out, strings.TrimPrefix(cmd.CommandPath(), "tinyctl "))
+		}
+	}
+	walk((&app{}).root())
+	return out
 }
