@@ -61,16 +61,17 @@ func command(use, short string, run func(cmd *cobra.Command, argv []string) erro
 // group is a command that only has subcommands. Without the check cobra answers a misspelt one with
 // help and success.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs}
-	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
-		if len(argv) == 0 {
-			return cmd.Help()
-		}
-		return usagef("unknown command %q for %q; see %s --help", argv[0], cmd.CommandPath(),
-			cmd.CommandPath())
-	}
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: runGroup}
 	cmd.AddCommand(subs...)
 	return cmd
+}
+
+func runGroup(cmd *cobra.Command, argv []string) error {
+	if len(argv) == 0 {
+		return cmd.Help()
+	}
+	return usagef("unknown command %q for %q; see %s --help", argv[0], cmd.CommandPath(),
+		cmd.CommandPath())
 }
 
 func number(text, what string) (uint64, error) {

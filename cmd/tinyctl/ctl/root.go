@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -21,7 +22,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/tinykv/tinykv/cmd/tinyctl/complete"
 	"github.com/tinykv/tinykv/cmd/tinyctl/contract"
+	"github.com/tinykv/tinykv/cmd/tinyctl/manpage"
 	"github.com/tinykv/tinykv/cmd/tinyctl/shell"
 	"github.com/tinykv/tinykv/kv/client"
 	"github.com/tinykv/tinykv/pkg/cli"
@@ -93,7 +96,10 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	err := checkHelp(args)
+	if err == nil {
+		err = root.ExecuteContext(ctx)
+	}
 	if err == nil {
 		return exitOK
 	}
@@ -159,8 +165,72 @@ func (a *app) root() *cobra.Command {
 		a.explainCmd(),
 		a.recoverCmd(), a.debugCmd(), a.checkCmd(), a.certCmd(), a.doctorCmd(), a.txnCmd(),
 		a.mvccCmd(), a.lockCmd(), a.gcCmd(), keyspaceCmd(a), ttlCmd(a), checksumCmd(a), countCmd(a),
-		traceCmd(a), topCmd(a), shellCmd(a))
+		traceCmd(a), topCmd(a), shellCmd(a), manCmd(a))
+	root.SetHelpCommand(helpCmd())
+	checkGroups(root)
+	complete.Add(root, func(ctx context.Context, path string, into any) error {
+		_, err := a.ask(ctx, http.MethodGet, path, nil, into)
+		return err
+	}, defects)
 	return root
+}
+
+// checkGroups makes a misspelt command below one that only has commands an error: cobra answers it
+// with help and success.
+func checkGroups(cmd *cobra.Command) {
+	if cmd.HasParent() && cmd.HasSubCommands() && !cmd.Runnable() {
+		cmd.Args, cmd.RunE = cobra.ArbitraryArgs, runGroup
+	}
+	for _, sub := range cmd.Commands() {
+		checkGroups(sub)
+	}
+}
+
+// helpCmd is cobra's, but for what it does about a command that does not exist.
+func helpCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND]...", Short: "Help about any command",
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			about, rest, err := cmd.Root().Find(argv)
+			switch {
+			case err != nil:
+				return &usageError{err}
+			case about.HasSubCommands() && len(rest) > 0:
+				return runGroup(about, rest)
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+	}
+}
+
+// checkHelp is an error if the arguments ask for help about a command that does not exist: cobra
+// shows the help of the group then.
+func checkHelp(argv []string) error {
+	cmd, rest, err := new(app).root().Find(argv)
+	if err != nil || !cmd.HasParent() || !cmd.HasSubCommands() {
+		return nil // cobra's own error, or a command
+	}
+	cmd.InitDefaultHelpFlag()
+	if cmd.ParseFlags(rest) != nil || cmd.Flags().NArg() == 0 {
+		return nil
+	}
+	if help, err := cmd.Flags().GetBool("help"); err != nil || !help {
+		return nil
+	}
+	return runGroup(cmd, cmd.Flags().Args())
+}
+
+// manCmd prints the manual page, which the packages have.
+func manCmd(a *app) *cobra.Command {
+	cmd := command("man", "Print the manual page, for man -l -", nil)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if a.output == "json" {
+			return usagef("the manual page has no JSON form")
+		}
+		return manpage.Write(a.stdout, cmd.Root(), cli.Version)
+	}
+	return cmd
 }
 
 // shellCmd runs commands line by line. Those of this command line's flags that all commands have
