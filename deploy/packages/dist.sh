@@ -40,7 +40,7 @@ for arch in amd64 arm64; do
 	cp -r README.md LICENSE CHANGELOG.md docs deploy "$share" "$dir/"
 	tar --sort=name --mtime="@$epoch" --owner=0 --group=0 --numeric-owner --mode=u+rwX,go+rX,go-w \
 		--format=ustar -C "$out" -cf - "$name" | gzip -n -9 >"$out/$name.tar.gz"
-	ARCH=$arch VERSION=$deb BIN=$dir/bin \
+	ARCH=$arch VERSION=$deb BIN=$dir/bin SHARE=$dir/share \
 		"$go" run -trimpath $nfpm package --config deploy/packages/nfpm.yaml --packager deb --target "$out/"
 	for program in tinykv-server tinyscheduler tinyctl; do
 		"$go" run -trimpath $cyclonedx bin -json -noserial -notimestamp -version "$version" \

@@ -472,7 +472,7 @@ func commandLineOfTraces(t *testing.T, run func(args ...string) (string, int)) {
 	require.True(t, got.Steps[len(got.Steps)-1].Stage)
 	require.Positive(t, got.Steps[1].TookUS)
 	out, code = run("trace", "get", "traced")
-	require.Equal(t, 1, code, "there is none")
+	require.Equal(t, 4, code, "there is none")
 	require.Contains(t, out, "RawGet")
 	_, code = run("trace", "nothing")
 	require.Equal(t, 2, code)

@@ -314,6 +314,8 @@ func (k console) members() {
 	k.has("member transfer "+name, name+" gets the leadership")
 	k.fails("member remove "+name, "transfer the leadership first")
 	k.lacks("member promote nobody", `no member "nobody"`)
+	k.has("member loglevel debug", name+": log level debug")
+	k.has("member loglevel info", name+": log level info")
 	k.has("member resign", name+" gave the leadership up")
 	k.has("store limit", "0 of 8") // waits for the next term
 }

@@ -57,7 +57,7 @@ func (c completer) add(cmd *cobra.Command) {
 	if cmd.Flag("region") != nil {
 		_ = cmd.RegisterFlagCompletionFunc("region", c.offer("region"))
 	}
-	if cmd.ValidArgsFunction == nil && !cmd.HasSubCommands() {
+	if cmd.ValidArgsFunction == nil && cmd.ValidArgs == nil && !cmd.HasSubCommands() {
 		if kinds := Kinds(cmd); kinds != nil {
 			cmd.ValidArgsFunction = func(
 				cmd *cobra.Command, given []string, partial string,
