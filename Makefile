@@ -10,7 +10,7 @@ N ?= 10
 SEED ?=
 SEEDS ?= 300
 
-.PHONY: dist deploy-check tikv tikv-207 tikv-85 test-seaweedfs attack conformance lint-full cover build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
+.PHONY: man screenshot dist deploy-check tikv tikv-207 tikv-85 test-seaweedfs attack conformance lint-full cover build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
 	project2 project2a project2b project2c project3 project3a project3b project3c project4 project4a project4b project4c stress-suites sim sim-planted sim-sched sched-kills crash errors power model corrupt chaos planted fuzz ci clean help \
 	bench-build bench-compare bench-regions bench-plots bench-trouble
 
@@ -29,6 +29,13 @@ ctl: ## build bin/tinyctl only
 
 dist: ## tarballs, deb packages, lists of what is linked in and SHA256SUMS, in bin/dist; the same commit gives the same bytes
 	GO='$(GO)' deploy/packages/dist.sh '$(VERSION)' '$(LDFLAGS)'
+
+man: ctl ## the manual page of tinyctl, bin/man/tinyctl.1
+	@mkdir -p bin/man
+	bin/tinyctl man >bin/man/tinyctl.1
+
+screenshot: build ## docs/scheduler-page.png from a playground; needs chromium-headless-shell
+	docs/screenshot.sh docs/scheduler-page.png
 
 demo: build ## store Go's source tree in a cluster, kill a store, compare every byte
 	bin/tinyctl demo

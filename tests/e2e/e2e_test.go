@@ -433,11 +433,11 @@ func commandLineOfTTLs(
 	must("", "cas", "t", "v", "w", "--ttl", "1s")
 	require.Eventually(t, func() bool {
 		_, code := run("get", "t")
-		return code == 1
+		return code == 4
 	}, 20*time.Second, 50*time.Millisecond)
 	out, code = run("ttl", "t", "-o", "json")
-	require.Equal(t, 1, code)
-	require.JSONEq(t, `{"key": "t", "found": false, "ttl_seconds": 0}`, out)
+	require.Equal(t, 4, code)
+	require.JSONEq(t, `{"key": "t", "key_hex": "74", "found": false, "ttl_seconds": 0}`, out)
 	must("", "put", "t", "v")
 	must("0ffe5ab00f8ef44e, 1 pairs, 2 bytes\n", "checksum", "t", "u")
 	must("never\n", "ttl", "t")
@@ -472,7 +472,7 @@ func commandLineOfTraces(t *testing.T, run func(args ...string) (string, int)) {
 	require.True(t, got.Steps[len(got.Steps)-1].Stage)
 	require.Positive(t, got.Steps[1].TookUS)
 	out, code = run("trace", "get", "traced")
-	require.Equal(t, 1, code, "there is none")
+	require.Equal(t, 4, code, "there is none")
 	require.Contains(t, out, "RawGet")
 	_, code = run("trace", "nothing")
 	require.Equal(t, 2, code)
@@ -503,7 +503,7 @@ func commandLineOfMortalPairs(
 	require.Zero(t, code)
 	require.Regexp(t, `^3[56]\d\d\n$`, out)
 	_, code = run("ttl", "x/gone")
-	require.Equal(t, 1, code)
+	require.Equal(t, 4, code)
 	must("782f00ff\t00\n", "scan", "782f00", "782f01", "-e", "hex")
 }
 
@@ -532,15 +532,16 @@ func TestCommandLine(t *testing.T) {
 	must("!\n", "get", "-e", "escaped", `\x00\xff`)
 	must("empty\t\nhello\tworld\n", "scan", "e", "z")
 	_, code := run("get", "absent")
-	require.Equal(t, 1, code)
+	require.Equal(t, 4, code)
 	must("", "delete", "hello", "absent")
 	_, code = run("get", "hello")
-	require.Equal(t, 1, code)
+	require.Equal(t, 4, code)
 	must("", "cas", "--absent", "c", "1")
 	must("", "cas", "c", "1", "2")
 	out, code := run("cas", "c", "1", "3", "-o", "json")
 	require.Equal(t, 1, code)
-	require.JSONEq(t, `{"swapped": false, "previous": "2"}`, out)
+	require.JSONEq(t,
+		`{"swapped": false, "existed": true, "previous": "2", "previous_hex": "32"}`, out)
 	must("2\n", "get", "c")
 	must("", "cas", "--delete", "c", "2")
 	_, code = run("cas", "c", "2", "3")
@@ -551,7 +552,7 @@ func TestCommandLine(t *testing.T) {
 	script.Stdin = strings.NewReader("put 'in a shell' v\nget 'in a shell'\nget none\ncount\n")
 	said, err := script.Output()
 	require.Error(t, err, "get none fails")
-	require.Equal(t, 1, script.ProcessState.ExitCode())
+	require.Equal(t, 4, script.ProcessState.ExitCode())
 	require.Equal(t, "v\n", string(said))
 	must("", "delete", "in a shell")
 	for _, key := range []string{"r1", "r2", "r3", "s1"} {

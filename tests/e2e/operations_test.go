@@ -183,7 +183,7 @@ func (s *site) id(p *localcluster.Process) string {
 	id := ""
 	eventually(s.T, 30*time.Second, func() error {
 		var stores []struct {
-			ID      uint64 `json:"id"`
+			ID      uint64 `json:"id,string"`
 			Address string `json:"address"`
 		}
 		s.k.json("store list", &stores)

@@ -88,7 +88,10 @@ func TestAllSchedulersPaused(t *testing.T) {
 func (k console) splitAt(key string) func() error {
 	return func() error {
 		var out struct {
-			Regions []regionView `json:"regions"`
+			Regions []struct {
+				ID     uint64 `json:"id"`
+				Leader uint64 `json:"leader_store"`
+			} `json:"regions"`
 		}
 		resp, err := http.Get("http://" + k.c.Endpoints()[0] + "/api/v1/regions?key=" + key)
 		if err != nil {

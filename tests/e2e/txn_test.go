@@ -47,7 +47,7 @@ func TestTransactions(t *testing.T) {
 	}
 	must("", 0, "txn", "put", "a", "1", "b", "2")
 	must("a\t1\nb\t2\n", 0, "txn", "get", "a", "b")
-	must("a\t1\n", 1, "txn", "get", "a", "c")
+	must("a\t1\n", 4, "txn", "get", "a", "c")
 	must("b\t2\n", 0, "txn", "scan", "aa")
 	must("", 0, "txn", "delete", "a")
 	must("b\t2\n", 0, "txn", "scan", "-n", "1")
@@ -60,7 +60,8 @@ func TestTransactions(t *testing.T) {
 			`(?s)^transactions after +20.*\nversions kept since +20.*\nraised by +the stores\nlocks `).Match(out)
 	}, 30*time.Second, 100*time.Millisecond)
 	must("KEY  TYPE  TXN  BEGUN  LEFT  PRIMARY\n", 0, "lock", "list")
-	must("{\n  \"key\": \"c\",\n  \"versions\": []\n}\n", 1, "mvcc", "c", "-o", "json")
+	must("{\n  \"key\": \"c\",\n  \"key_hex\": \"63\",\n  \"versions\": []\n}\n", 4, "mvcc", "c",
+		"-o", "json")
 	out, err := exec.CommandContext(ctx, filepath.Join(binDir, "tinyctl"), "--scheduler",
 		c.Endpoints()[0], "mvcc", "a").Output()
 	require.NoError(t, err)

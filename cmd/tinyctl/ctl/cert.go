@@ -47,8 +47,7 @@ show and check take them from a configuration file (--config).`,
 				if err != nil {
 					return err
 				}
-				_, err = fmt.Fprintf(a.stdout, "%s and %s\n", f.Cert, f.Key)
-				return err
+				return tellCert(a, f.Cert, f.Key)
 			}}
 	}
 	cmd.AddCommand(
@@ -59,10 +58,8 @@ show and check take them from a configuration file (--config).`,
 				if err := security.CreateCA(*dir); err != nil {
 					return err
 				}
-				_, err := fmt.Fprintf(a.stdout, "%s and %s\n",
-					filepath.Join(*dir, security.CACertFile),
+				return tellCert(a, filepath.Join(*dir, security.CACertFile),
 					filepath.Join(*dir, security.CAKeyFile))
-				return err
 			},
 		},
 		create("create-node HOST...",
@@ -93,6 +90,15 @@ func withLists(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().String("config", "",
 		"configuration of a store or scheduler, whose lists give roles by common name")
 	return cmd
+}
+
+// tellCert names the files of a certificate that was made.
+func tellCert(a *app, cert, key string) error {
+	if a.output == "json" {
+		return a.json(map[string]string{"cert": cert, "key": key})
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s and %s\n", cert, key)
+	return err
 }
 
 // certJSON is a certificate.
@@ -170,7 +176,7 @@ func (a *app) certShowCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var rows []certJSON
+			rows := []certJSON{}
 			for _, f := range files {
 				certs, err := security.ReadCerts(f)
 				if err != nil {

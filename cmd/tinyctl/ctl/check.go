@@ -74,6 +74,9 @@ func checkServingCmd(a *app) *cobra.Command {
 			if resp.StatusCode != http.StatusOK {
 				return fmt.Errorf("%s answers %s", argv[0], resp.Status)
 			}
+			if a.output == "json" {
+				return a.json(map[string]any{"url": argv[0], "serving": true})
+			}
 			return nil
 		},
 	}
@@ -134,7 +137,7 @@ func (a *app) regionsToCheck(
 			return nil, err
 		}
 		if r == nil {
-			return nil, fmt.Errorf("no region %d is known", only)
+			return nil, notFoundf("no region %d is known", only)
 		}
 		return []*metapb.Region{r.Meta}, nil
 	}

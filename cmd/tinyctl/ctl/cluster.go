@@ -2,13 +2,16 @@ package ctl
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/tinykv/tinykv/cmd/tinyctl/contract"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	placement "github.com/tinykv/tinykv/scheduler/client"
 )
@@ -23,7 +26,10 @@ type storeRow struct {
 	Leaders   int    `json:"leaders"`
 	Used      uint64 `json:"used_bytes"`
 	Available uint64 `json:"available_bytes"`
-	Heartbeat string `json:"last_heartbeat,omitempty"`
+	// Heartbeat is when the last one came, nil if none has.
+	Heartbeat *time.Time `json:"last_heartbeat"`
+	// Silent is for how long there was none.
+	Silent string `json:"-"`
 }
 
 type peerRow struct {
@@ -34,14 +40,30 @@ type peerRow struct {
 }
 
 type regionRow struct {
-	ID      uint64    `json:"id"`
-	Start   string    `json:"start_key"`
-	End     string    `json:"end_key"`
+	ID uint64 `json:"id"`
+	rangeJSON
 	Version uint64    `json:"version"`
 	ConfVer uint64    `json:"conf_ver"`
 	Leader  uint64    `json:"leader_store_id"`
 	Peers   []peerRow `json:"peers"`
-	Pending []uint64  `json:"pending_peers,omitempty"`
+	Pending []uint64  `json:"pending_peers"`
+	// from and to are the bounds as tables have them.
+	from, to string
+}
+
+// rangeJSON is a range of keys: see package contract.
+type rangeJSON struct {
+	Start    *string `json:"start_key,omitempty"`
+	StartHex string  `json:"start_key_hex"`
+	End      *string `json:"end_key,omitempty"`
+	EndHex   string  `json:"end_key_hex"`
+}
+
+func rangeOf(start, end []byte) rangeJSON {
+	return rangeJSON{
+		contract.Text(start), hex.EncodeToString(start),
+		contract.Text(end), hex.EncodeToString(end),
+	}
 }
 
 // voters is how many replicas have a vote.
@@ -57,9 +79,11 @@ func (r *regionRow) voters() int {
 
 func toRegionRow(r *placement.Region) regionRow {
 	row := regionRow{
-		ID: r.Meta.Id, Start: encode("text", r.Meta.StartKey), End: encode("text", r.Meta.EndKey),
+		ID: r.Meta.Id, rangeJSON: rangeOf(r.Meta.StartKey, r.Meta.EndKey),
+		from: encode("text", r.Meta.StartKey), to: encode("text", r.Meta.EndKey),
 		Version: r.Meta.GetRegionEpoch().GetVersion(),
 		ConfVer: r.Meta.GetRegionEpoch().GetConfVer(), Leader: r.Leader.GetStoreId(),
+		Peers: []peerRow{}, Pending: []uint64{},
 	}
 	for _, p := range r.Meta.Peers {
 		row.Peers = append(row.Peers, peerRow{p.Id, p.StoreId, p.Role == metapb.PeerRole_Learner})
@@ -88,7 +112,7 @@ func (a *app) printStores(rows []storeRow) error {
 		out = append(out, []string{
 			strconv.FormatUint(r.ID, 10), r.Address, r.State, strconv.Itoa(r.Regions),
 			strconv.Itoa(r.Leaders),
-			humanize.IBytes(r.Used), humanize.IBytes(r.Available), r.Heartbeat,
+			humanize.IBytes(r.Used), humanize.IBytes(r.Available), r.Silent,
 		})
 	}
 	return a.table([]string{
@@ -108,7 +132,7 @@ func (a *app) printRegions(rows []regionRow) error {
 			peers = append(peers, s)
 		}
 		out = append(out, []string{
-			strconv.FormatUint(r.ID, 10), shorten(r.Start, "-inf"), shorten(r.End, "+inf"),
+			strconv.FormatUint(r.ID, 10), shorten(r.from, "-inf"), shorten(r.to, "+inf"),
 			fmt.Sprintf("%d/%d", r.Version, r.ConfVer), strings.Join(peers, " "),
 		})
 	}
@@ -201,7 +225,7 @@ func (a *app) showRegion(
 			return err
 		}
 		if r == nil {
-			return fmt.Errorf("no such region is known")
+			return notFoundf("no such region is known")
 		}
 		if a.output == "json" {
 			return a.json(toRegionRow(r))

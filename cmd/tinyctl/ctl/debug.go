@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/cmd/tinyctl/contract"
 	"github.com/tinykv/tinykv/kv/offline"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
@@ -62,7 +63,10 @@ func (a *app) debugRegions(s *offline.Store) error {
 		return err
 	}
 	if a.output == "json" {
-		return a.json(replicas)
+		if replicas == nil {
+			replicas = []offline.Replica{}
+		}
+		return printJSON(a, replicas, contract.Base64)
 	}
 	fmt.Fprintf(a.stdout, "store %d of cluster %d, started %d times\n", s.Ident.StoreId,
 		s.Ident.ClusterId, s.Ident.Incarnation)
@@ -184,8 +188,8 @@ func whatConditional(c *raft_cmdpb.Request) string {
 
 func (a *app) debugKeys(s *offline.Store, limit int) error {
 	type row struct {
-		CF    string `json:"cf"`
-		Key   string `json:"key_hex"`
+		CF string `json:"cf"`
+		keyJSON
 		Bytes int    `json:"value_bytes"`
 		Sum   string `json:"value_crc32c"`
 	}
@@ -196,7 +200,7 @@ func (a *app) debugKeys(s *offline.Store, limit int) error {
 			return stop
 		}
 		rows = append(rows,
-			row{string(k.CF), fmt.Sprintf("%x", k.Key), k.Bytes, fmt.Sprintf("%08x", k.Sum)})
+			row{string(k.CF), keyOf(k.Key), k.Bytes, fmt.Sprintf("%08x", k.Sum)})
 		return nil
 	})
 	if err != nil && err != stop { //nolint:errorlint // it is the very value
@@ -207,7 +211,7 @@ func (a *app) debugKeys(s *offline.Store, limit int) error {
 	}
 	var out [][]string
 	for _, r := range rows {
-		out = append(out, []string{r.CF, r.Key, strconv.Itoa(r.Bytes), r.Sum})
+		out = append(out, []string{r.CF, r.KeyHex, strconv.Itoa(r.Bytes), r.Sum})
 	}
 	if err == stop { //nolint:errorlint // it is the very value
 		defer fmt.Fprintf(a.stderr, "stopped at --limit %d\n", limit)
@@ -221,6 +225,9 @@ func (a *app) debugVerify(s *offline.Store) error {
 		return err
 	}
 	if a.output == "json" {
+		if rep.Problems == nil {
+			rep.Problems = []string{}
+		}
 		if err := a.json(rep); err != nil {
 			return err
 		}

@@ -42,6 +42,9 @@ func (a *app) demoCmd() *cobra.Command {
 		"tree of files to store (default: Go's own source tree)")
 	keep := cmd.Flags().Bool("keep", false, "keep the temporary directory")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if a.output == "json" {
+			return usagef("demo tells a story, which has no JSON form")
+		}
 		source := *dir
 		if source == "" {
 			out, err := exec.CommandContext(cmd.Context(), "go", "env", "GOROOT").Output()

@@ -27,11 +27,24 @@ import (
 
 // importStats counts what an import or export has done.
 type importStats struct {
-	Files int64         `json:"files"`
-	Bytes int64         `json:"bytes"`
-	Took  time.Duration `json:"took_ns"`
+	Files int64
+	Bytes int64
+	Took  time.Duration
 	// Expired are pairs that had expired, and were left out.
-	Expired int64 `json:"expired"`
+	Expired int64
+}
+
+// tellStats ends an import or export: in JSON on standard output, unless the pairs are there, else
+// a line beside the progress.
+func tellStats(a *app, verb string, s importStats, pairsOnStdout bool) error {
+	if a.output == "json" && !pairsOnStdout {
+		return a.json(map[string]any{
+			"entries": s.Files, "bytes": s.Bytes, "took_seconds": s.Took.Seconds(),
+			"expired": s.Expired,
+		})
+	}
+	_, err := fmt.Fprintf(a.stderr, "%s %s\n", verb, s)
+	return err
 }
 
 func (s importStats) String() string {
@@ -63,8 +76,7 @@ func (a *app) importCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(a.stderr, "imported %s\n", st)
-		return nil
+		return tellStats(a, "imported", st, false)
 	}
 	file := &cobra.Command{
 		Use:   "file FILE",
@@ -234,8 +246,7 @@ func (a *app) importFile(ctx context.Context, path, format string, workers int) 
 		}
 	}
 	st.Took = time.Since(start)
-	fmt.Fprintf(a.stderr, "imported %s\n", st)
-	return nil
+	return tellStats(a, "imported", st, false)
 }
 
 // mortalKV is a pair that may expire; a zero time says that it does not.
@@ -342,8 +353,7 @@ func (a *app) exportCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(a.stderr, "exported %s\n", st)
-		return nil
+		return tellStats(a, "exported", st, false)
 	}
 	return group("export", "Write the cluster's pairs to files", dir, exportFileCmd(a))
 }
@@ -368,8 +378,7 @@ the other: what is written meanwhile may be in the file or not.`,
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(a.stderr, "exported %s\n", st)
-		return nil
+		return tellStats(a, "exported", st, argv[0] == "-")
 	}
 	return file
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tinykv/tinykv/cmd/tinyctl/contract"
 	"github.com/tinykv/tinykv/cmd/tinyctl/timeline"
 	"github.com/tinykv/tinykv/kv/client"
 )
@@ -74,29 +75,44 @@ func (a *app) keyFlags(cmd *cobra.Command) {
 		"form of keys and values: text, hex or escaped")
 }
 
-// pairJSON has key and value as --encoding shows them, and in hex, which loses nothing. Without a
-// value it has neither.
-type pairJSON struct {
-	Key      string  `json:"key"`
-	KeyHex   string  `json:"key_hex"`
+// keyJSON is a key: see package contract.
+type keyJSON struct {
+	Key    *string `json:"key,omitempty"`
+	KeyHex string  `json:"key_hex"`
+}
+
+func keyOf(key []byte) keyJSON {
+	return keyJSON{contract.Text(key), hex.EncodeToString(key)}
+}
+
+// valueJSON is a value: see package contract. Without one it has no members.
+type valueJSON struct {
 	Value    *string `json:"value,omitempty"`
 	ValueHex *string `json:"value_hex,omitempty"`
-	Found    *bool   `json:"found,omitempty"`
 }
 
-func (p pairJSON) with(encoding string, value []byte) pairJSON {
-	shown, digits := encode(encoding, value), hex.EncodeToString(value)
-	p.Value, p.ValueHex = &shown, &digits
-	return p
+func valueOf(value []byte) valueJSON {
+	digits := hex.EncodeToString(value)
+	return valueJSON{contract.Text(value), &digits}
 }
 
-func pairOf(encoding string, key []byte) pairJSON {
-	return pairJSON{Key: encode(encoding, key), KeyHex: hex.EncodeToString(key)}
+// pairJSON is a key, and its value if that is known.
+type pairJSON struct {
+	keyJSON
+	valueJSON
+	Found *bool `json:"found,omitempty"`
+}
+
+// wroteJSON is what put answers.
+type wroteJSON struct {
+	keyJSON
+	ValueBytes int    `json:"value_bytes"`
+	TTL        uint64 `json:"ttl_seconds"`
 }
 
 func (a *app) getCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "get KEY", Short: "Print the value of a key; exit code 1 if there is none",
+		Use: "get KEY", Short: "Print the value of a key; exit code 4 if there is none",
 		Args: args(cobra.ExactArgs(1)),
 	}
 	a.keyFlags(cmd)
@@ -116,20 +132,20 @@ func (a *app) getCmd() *cobra.Command {
 			return err
 		}
 		if a.output == "json" {
-			p := pairOf(a.encoding, key)
-			if p.Found = &found; found {
-				p = p.with(a.encoding, value)
+			p := pairJSON{keyJSON: keyOf(key), Found: &found}
+			if found {
+				p.valueJSON = valueOf(value)
 			}
 			if err := a.json(p); err != nil {
 				return err
 			}
 			if !found {
-				return errSilent
+				return errNotFound
 			}
 			return nil
 		}
 		if !found {
-			return fmt.Errorf("key %s does not exist", argv[0])
+			return notFoundf("key %s does not exist", argv[0])
 		}
 		if *raw {
 			_, err = a.stdout.Write(value)
@@ -171,7 +187,11 @@ func (a *app) putCmd() *cobra.Command {
 			return err
 		}
 		defer c.Close()
-		return c.PutTTL(cmd.Context(), key, value, seconds)
+		err = c.PutTTL(cmd.Context(), key, value, seconds)
+		if err != nil || a.output != "json" {
+			return err
+		}
+		return a.json(wroteJSON{keyOf(key), len(value), seconds})
 	}
 	return cmd
 }
@@ -190,9 +210,9 @@ func (w *pairWriter) add(kv client.KV) {
 	key := encode(w.encoding, kv.Key)
 	switch {
 	case w.json:
-		p := pairOf(w.encoding, kv.Key)
+		p := pairJSON{keyJSON: keyOf(kv.Key)}
 		if !w.keysOnly {
-			p = p.with(w.encoding, kv.Value)
+			p.valueJSON = valueOf(kv.Value)
 		}
 		line, err := json.Marshal(p)
 		if err != nil {

@@ -59,7 +59,7 @@ func (a *app) deleteCmd() *cobra.Command {
 				return fmt.Errorf("delete %s: %w", argv[i], err)
 			}
 		}
-		return nil
+		return changedKeys(a, keys)
 	}
 	return cmd
 }
@@ -99,15 +99,36 @@ func (a *app) deleteRange(
 		return fmt.Errorf("a part of the range may be removed: %w", err)
 	}
 	if a.output == "json" {
-		return a.json(map[string]int{"counted": n})
+		return a.json(deletedRangeJSON{rangeOf(start, end), n})
 	}
 	fmt.Fprintf(a.stdout, "removed the range; it had %d keys\n", n)
 	return nil
 }
 
+// deletedRangeJSON is what delete of a range answers: Counted keys were in it before.
+type deletedRangeJSON struct {
+	rangeJSON
+	Counted int `json:"counted"`
+}
+
+// changedKeys ends a change of keys that shows nothing but in JSON.
+func changedKeys(a *app, keys [][]byte) error {
+	if a.output != "json" {
+		return nil
+	}
+	out := make([]keyJSON, 0, len(keys))
+	for _, k := range keys {
+		out = append(out, keyOf(k))
+	}
+	return a.json(map[string]any{"keys": out})
+}
+
+// casJSON has what the key had before; without a value it did not exist.
 type casJSON struct {
-	Swapped  bool    `json:"swapped"`
-	Previous *string `json:"previous"`
+	Swapped     bool    `json:"swapped"`
+	Existed     bool    `json:"existed"`
+	Previous    *string `json:"previous,omitempty"`
+	PreviousHex *string `json:"previous_hex,omitempty"`
 }
 
 func (a *app) casCmd() *cobra.Command {
@@ -165,10 +186,10 @@ func (a *app) casCmd() *cobra.Command {
 
 func (a *app) showSwap(key string, previous []byte, swapped bool) error {
 	if a.output == "json" {
-		out := casJSON{Swapped: swapped}
+		out := casJSON{Swapped: swapped, Existed: previous != nil}
 		if previous != nil {
-			text := encode(a.encoding, previous)
-			out.Previous = &text
+			v := valueOf(previous)
+			out.Previous, out.PreviousHex = v.Value, v.ValueHex
 		}
 		if err := a.json(out); err != nil || swapped {
 			return err
@@ -198,8 +219,8 @@ func wholeSeconds(ttl time.Duration) (uint64, error) {
 }
 
 type ttlJSON struct {
-	Key   string `json:"key"`
-	Found bool   `json:"found"`
+	keyJSON
+	Found bool `json:"found"`
 	// Seconds are what the key has left, 0 if it does not expire.
 	Seconds uint64 `json:"ttl_seconds"`
 }
@@ -207,7 +228,7 @@ type ttlJSON struct {
 func ttlCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ttl KEY", Args: args(cobra.ExactArgs(1)),
-		Short: "Print how many seconds a key has left, or never; exit code 1 if there is no such key",
+		Short: "Print how many seconds a key has left, or never; exit code 4 if there is no such key",
 	}
 	a.keyFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
@@ -225,13 +246,12 @@ func ttlCmd(a *app) *cobra.Command {
 		case err != nil:
 			return err
 		case a.output == "json":
-			if err := a.json(ttlJSON{Key: argv[0], Found: found, Seconds: seconds}); err != nil ||
-				found {
+			if err := a.json(ttlJSON{keyOf(key), found, seconds}); err != nil || found {
 				return err
 			}
-			return errSilent
+			return errNotFound
 		case !found:
-			return fmt.Errorf("key %s does not exist", argv[0])
+			return notFoundf("key %s does not exist", argv[0])
 		case seconds == 0:
 			fmt.Fprintln(a.stdout, "never")
 		default:

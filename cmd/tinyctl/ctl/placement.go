@@ -20,6 +20,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/tinykv/tinykv/cmd/tinyctl/contract"
 	"github.com/tinykv/tinykv/pkg/security"
 )
 
@@ -60,16 +61,17 @@ func command(use, short string, run func(cmd *cobra.Command, argv []string) erro
 // group is a command that only has subcommands. Without the check cobra answers a misspelt one with
 // help and success.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs}
-	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
-		if len(argv) == 0 {
-			return cmd.Help()
-		}
-		return usagef("unknown command %q for %q; see %s --help", argv[0], cmd.CommandPath(),
-			cmd.CommandPath())
-	}
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: runGroup}
 	cmd.AddCommand(subs...)
 	return cmd
+}
+
+func runGroup(cmd *cobra.Command, argv []string) error {
+	if len(argv) == 0 {
+		return cmd.Help()
+	}
+	return usagef("unknown command %q for %q; see %s --help", argv[0], cmd.CommandPath(),
+		cmd.CommandPath())
 }
 
 func number(text, what string) (uint64, error) {
@@ -119,12 +121,16 @@ func (a *app) show(
 	return table()
 }
 
+// raw prints an answer of the API in the form of package contract.
 func (a *app) raw(data []byte) error {
-	var out bytes.Buffer
-	if err := json.Indent(&out, bytes.TrimSpace(data), "", "  "); err != nil {
+	if len(bytes.TrimSpace(data)) == 0 {
+		data = []byte("{}") // nothing but success
+	}
+	doc, err := contract.Form(data, contract.Hex)
+	if err != nil {
 		return err
 	}
-	_, err := fmt.Fprintln(a.stdout, out.String())
+	_, err = a.stdout.Write(doc)
 	return err
 }
 

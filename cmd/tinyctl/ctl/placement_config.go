@@ -69,7 +69,7 @@ func (s settings) find(want string) (section, name string, err error) {
 			}
 		}
 	}
-	return "", "", fmt.Errorf("no setting %q; `tinyctl config get` lists them", want)
+	return "", "", notFoundf("no setting %q; `tinyctl config get` lists them", want)
 }
 
 // like writes text as JSON of the kind the setting has now.

@@ -16,6 +16,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/tinykv/tinykv/cmd/tinyctl/contract"
 	"github.com/tinykv/tinykv/cmd/tinyctl/top"
 )
 
@@ -161,7 +162,7 @@ func (a *app) explainCmd() *cobra.Command {
 			return err
 		}
 		if len(argv) > 0 && len(out.Decisions) == 0 {
-			return fmt.Errorf("no decision of a policy %q; `tinyctl explain` shows all there are",
+			return notFoundf("no decision of a policy %q; `tinyctl explain` shows all there are",
 				argv[0])
 		}
 		if a.output == "json" {
@@ -271,9 +272,14 @@ func topView(ctx context.Context, a *app) (*top.View, error) {
 			return nil, err
 		}
 		for _, r := range hot.Regions {
-			if key, err := hex.DecodeString(r.Start); err == nil {
-				r.Start = encode("text", key)
+			if r.StartText != nil { // the API has it in hex
+				r.StartHex = *r.StartText
 			}
+			key, err := hex.DecodeString(r.StartHex)
+			if err != nil {
+				return nil, fmt.Errorf("region %d begins at %q: %w", r.ID, r.StartHex, err)
+			}
+			r.Start, r.StartText = encode("text", key), contract.Text(key)
 			*into = append(*into, r)
 		}
 	}

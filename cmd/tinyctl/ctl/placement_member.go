@@ -2,8 +2,10 @@ package ctl
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,12 +40,47 @@ func (a *app) memberCmd() *cobra.Command {
 					"/members/"+url.PathEscape(argv[0])+"/promote", "promoted %s\n", "promoted")
 			}),
 		command("reclaim", "Make room in the members' etcd and end the alarm NOSPACE",
-			a.memberReclaim),
+			a.memberReclaim), memberLogLevelCmd(a),
 	)
 }
 
+// memberLogLevelCmd goes to every member: each has a level of its own.
+func memberLogLevelCmd(a *app) *cobra.Command {
+	cmd := command("loglevel LEVEL",
+		"Change the log level of all members until they are started again; nothing is stored", nil)
+	cmd.ValidArgs = logLevels
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		if !slices.Contains(logLevels, argv[0]) {
+			return usagef("%q is none of %s", argv[0], strings.Join(logLevels, ", "))
+		}
+		path := "/log/level?level=" + url.QueryEscape(argv[0])
+		return eachMember(a, cmd, "changed", func(one *app, name string) error {
+			if _, err := one.ask(cmd.Context(), http.MethodPut, path, nil, nil); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(one.stdout, "%s: log level %s\n", name, argv[0])
+			return err
+		})
+	}
+	return cmd
+}
+
+// logLevels are those of package log.
+var logLevels = []string{"debug", "info", "warn", "error", "fatal"}
+
 // memberReclaim goes to every member: each has to make room in its own data.
 func (a *app) memberReclaim(cmd *cobra.Command, _ []string) error {
+	return eachMember(a, cmd, "reclaimed", func(one *app, _ string) error {
+		one.timeout = max(a.timeout, reclaimTimeout)
+		return one.changeMember(cmd, http.MethodPost, "/reclaim", "%s made room\n", "reclaimed")
+	})
+}
+
+// eachMember does something to one member after the other. In JSON it prints, under field, the
+// names of the members.
+func eachMember(
+	a *app, cmd *cobra.Command, field string, do func(one *app, name string) error,
+) error {
 	var out struct {
 		Members []struct {
 			Name       string   `json:"name"`
@@ -55,11 +92,20 @@ func (a *app) memberReclaim(cmd *cobra.Command, _ []string) error {
 	}
 	for _, m := range out.Members {
 		one := *a
-		one.scheduler, one.timeout = strings.Join(m.ClientURLs, ","), max(a.timeout, reclaimTimeout)
-		if err := one.changeMember(cmd, http.MethodPost, "/reclaim", "%s made room\n",
-			"reclaimed"); err != nil {
+		if a.output == "json" {
+			one.output, one.stdout = "table", io.Discard
+		}
+		one.scheduler = strings.Join(m.ClientURLs, ",")
+		if err := do(&one, m.Name); err != nil {
 			return fmt.Errorf("member %s: %w", m.Name, err)
 		}
+	}
+	if a.output == "json" {
+		names := []string{}
+		for _, m := range out.Members {
+			names = append(names, m.Name)
+		}
+		return a.json(map[string]any{field: names})
 	}
 	return nil
 }

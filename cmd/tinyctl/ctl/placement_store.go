@@ -121,13 +121,16 @@ func (a *app) waitOffline(cmd *cobra.Command, n uint64) error {
 	defer poll.Stop()
 	for failed, last := 0, ""; ; {
 		var st storeInfo
-		_, err := a.ask(ctx, http.MethodGet, "/stores/"+id(n), nil, &st)
+		data, err := a.ask(ctx, http.MethodGet, "/stores/"+id(n), nil, &st)
 		switch {
 		case err != nil:
 			if failed++; failed > 60 {
 				return err
 			}
 		case st.State == "tombstone":
+			if a.output == "json" {
+				return a.raw(data)
+			}
 			fmt.Fprintf(a.stdout, "store %d is empty and retired\n", n)
 			return nil
 		case st.State != "offline" || st.Drain == nil:

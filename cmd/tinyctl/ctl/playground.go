@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -66,6 +67,10 @@ func (a *app) playgroundCmd() *cobra.Command {
 const playgroundMemory = 256 << 20
 
 func (a *app) playground(ctx context.Context, dir string, tmp bool, o localcluster.Options) error {
+	say := a.stdout
+	if a.output == "json" {
+		say = a.stderr
+	}
 	switch {
 	case tmp:
 		var err error
@@ -100,11 +105,11 @@ func (a *app) playground(ctx context.Context, dir string, tmp bool, o localclust
 		return err
 	}
 	defer func() {
-		fmt.Fprintln(a.stdout, "Stopping ...")
+		fmt.Fprintln(say, "Stopping ...")
 		c.Stop()
-		fmt.Fprintln(a.stdout, "Stopped.")
+		fmt.Fprintln(say, "Stopped.")
 	}()
-	fmt.Fprintf(a.stdout, "Starting %d scheduler(s) and %d stores in %s ...\n", o.Schedulers,
+	fmt.Fprintf(say, "Starting %d scheduler(s) and %d stores in %s ...\n", o.Schedulers,
 		o.Stores, abs)
 	start := time.Now()
 	sctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -116,21 +121,64 @@ func (a *app) playground(ctx context.Context, dir string, tmp bool, o localclust
 		return err
 	}
 	if err := a.waitReplicas(sctx, c, replicas); err != nil && ctx.Err() == nil {
-		fmt.Fprintf(a.stdout, "! not all replicas are there yet: %v\n", err)
+		fmt.Fprintf(say, "! not all replicas are there yet: %v\n", err)
 	}
-	a.banner(sctx, c, abs, time.Since(start))
+	if a.output == "json" {
+		if err := a.json(playgroundOf(c, abs)); err != nil {
+			return err
+		}
+	} else {
+		a.banner(sctx, c, abs, time.Since(start))
+	}
+	return watch(ctx, say, c, ended)
+}
+
+// watch tells of processes that end, until ctx does or nothing is left.
+func watch(ctx context.Context, say io.Writer, c *localcluster.Cluster, ended chan string) error {
 	for {
 		select {
 		case <-ctx.Done():
-			fmt.Fprintln(a.stdout)
+			fmt.Fprintln(say)
 			return nil
 		case what := <-ended:
-			fmt.Fprintf(a.stdout, "! %s\n", what)
+			fmt.Fprintf(say, "! %s\n", what)
 			if !anyRunning(c.Stores) || !anyRunning(c.Schedulers) {
 				return errors.New("nothing is left to serve")
 			}
 		}
 	}
+}
+
+// playgroundJSON is what a playground prints once it is ready.
+type playgroundJSON struct {
+	Directory  string        `json:"directory"`
+	Schedulers []processJSON `json:"schedulers"`
+	Stores     []processJSON `json:"stores"`
+	// CA, Cert and Key are those of an administrator, with --tls.
+	CA   string `json:"ca,omitempty"`
+	Cert string `json:"cert,omitempty"`
+	Key  string `json:"key,omitempty"`
+}
+
+type processJSON struct {
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	Status  string `json:"status_address,omitempty"`
+}
+
+func playgroundOf(c *localcluster.Cluster, dir string) playgroundJSON {
+	files := c.Admin()
+	out := playgroundJSON{
+		Directory: dir, Schedulers: []processJSON{}, Stores: []processJSON{},
+		CA: files.CA, Cert: files.Cert, Key: files.Key,
+	}
+	for _, p := range c.Schedulers {
+		out.Schedulers = append(out.Schedulers, processJSON{p.Name, p.Addr, ""})
+	}
+	for _, p := range c.Stores {
+		out.Stores = append(out.Stores, processJSON{p.Name, p.Addr, p.Status})
+	}
+	return out
 }
 
 func anyRunning(ps []*localcluster.Process) bool {

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/cmd/tinyctl/contract"
 	"github.com/tinykv/tinykv/kv/offline"
 	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/pkg/durable"
@@ -47,7 +48,7 @@ func (a *app) recoverSchedulerCmd() *cobra.Command {
 				return err
 			}
 			if a.output == "json" {
-				return a.json(plan)
+				return printJSON(a, plan, contract.Base64)
 			}
 			fmt.Fprintf(a.stdout,
 				"cluster %d: %d stores report, ids go on above %d, timestamps after %s\n",
@@ -94,10 +95,13 @@ func (a *app) recoverRegionsCmd() *cobra.Command {
 					return err
 				}
 			}
-			if a.output == "json" && !yes {
-				return a.json(plan)
+			if a.output == "json" {
+				if err := printJSON(a, plan, contract.Base64); err != nil || !yes {
+					return err
+				}
+			} else {
+				a.showPlan(plan, fill)
 			}
-			a.showPlan(plan, fill)
 			if len(plan.Rebirths) == 0 && len(plan.Ends) == 0 && !fill {
 				return nil
 			}
@@ -139,6 +143,12 @@ func (a *app) recoverApplyCmd() *cobra.Command {
 			done, err := s.Apply(&plan)
 			if err = errors.Join(err, s.Close()); err != nil {
 				return err
+			}
+			if a.output == "json" {
+				return a.json(map[string]any{
+					"store_id": s.Ident.StoreId, "reborn": done.Reborn, "ended": done.Ended,
+					"filled": done.Filled,
+				})
 			}
 			_, err = fmt.Fprintf(a.stdout,
 				"store %d: %d regions go on here, %d replicas end, %d empty regions begin; start the store again\n",
@@ -345,7 +355,11 @@ func (a *app) acceptPlan(ctx context.Context, plan *recovery.Regions, out string
 			}
 		}
 	}
-	fmt.Fprintf(a.stdout,
+	next := a.stdout
+	if a.output == "json" {
+		next = a.stderr
+	}
+	fmt.Fprintf(next,
 		"stores %s are removed for ever. Now, on each store that is left: stop it, then\n  tinyctl recover apply --data-dir DIR --plan %s\n"+
 			"and start it again. The placement service then makes up the missing replicas.\n",
 		join(plan.Lost), out)

@@ -6,10 +6,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -22,6 +22,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/tinykv/tinykv/cmd/tinyctl/complete"
+	"github.com/tinykv/tinykv/cmd/tinyctl/contract"
+	"github.com/tinykv/tinykv/cmd/tinyctl/manpage"
 	"github.com/tinykv/tinykv/cmd/tinyctl/shell"
 	"github.com/tinykv/tinykv/kv/client"
 	"github.com/tinykv/tinykv/pkg/cli"
@@ -36,6 +39,8 @@ const (
 	exitUsage = 2
 	// exitUnknown: what was asked for is not known.
 	exitUnknown = 3
+	// exitNotFound: there is no such key, region, store, member or setting.
+	exitNotFound = 4
 )
 
 // schedulerEnv names the cluster when --scheduler is not given, the others the files for one with
@@ -72,7 +77,16 @@ type app struct {
 	tls       security.Files
 }
 
-// Main runs tinyctl and returns the exit code: 0 ok, 1 failed, 2 wrong usage, 3 cannot tell.
+// errNotFound is errSilent for what does not exist.
+var errNotFound = &codeError{exitNotFound, errSilent}
+
+// notFoundf is the error of what does not exist.
+func notFoundf(format string, args ...any) error {
+	return &codeError{exitNotFound, fmt.Errorf(format, args...)}
+}
+
+// Main runs tinyctl and returns the exit code: 0 ok, 1 failed, 2 wrong usage, 3 cannot tell, 4 not
+// found.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -82,7 +96,10 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	err := checkHelp(args)
+	if err == nil {
+		err = root.ExecuteContext(ctx)
+	}
 	if err == nil {
 		return exitOK
 	}
@@ -148,8 +165,72 @@ func (a *app) root() *cobra.Command {
 		a.explainCmd(),
 		a.recoverCmd(), a.debugCmd(), a.checkCmd(), a.certCmd(), a.doctorCmd(), a.txnCmd(),
 		a.mvccCmd(), a.lockCmd(), a.gcCmd(), keyspaceCmd(a), ttlCmd(a), checksumCmd(a), countCmd(a),
-		traceCmd(a), topCmd(a), shellCmd(a))
+		traceCmd(a), topCmd(a), shellCmd(a), manCmd(a))
+	root.SetHelpCommand(helpCmd())
+	checkGroups(root)
+	complete.Add(root, func(ctx context.Context, path string, into any) error {
+		_, err := a.ask(ctx, http.MethodGet, path, nil, into)
+		return err
+	}, defects)
 	return root
+}
+
+// checkGroups makes a misspelt command below one that only has commands an error: cobra answers it
+// with help and success.
+func checkGroups(cmd *cobra.Command) {
+	if cmd.HasParent() && cmd.HasSubCommands() && !cmd.Runnable() {
+		cmd.Args, cmd.RunE = cobra.ArbitraryArgs, runGroup
+	}
+	for _, sub := range cmd.Commands() {
+		checkGroups(sub)
+	}
+}
+
+// helpCmd is cobra's, but for what it does about a command that does not exist.
+func helpCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND]...", Short: "Help about any command",
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			about, rest, err := cmd.Root().Find(argv)
+			switch {
+			case err != nil:
+				return &usageError{err}
+			case about.HasSubCommands() && len(rest) > 0:
+				return runGroup(about, rest)
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+	}
+}
+
+// checkHelp is an error if the arguments ask for help about a command that does not exist: cobra
+// shows the help of the group then.
+func checkHelp(argv []string) error {
+	cmd, rest, err := new(app).root().Find(argv)
+	if err != nil || !cmd.HasParent() || !cmd.HasSubCommands() {
+		return nil // cobra's own error, or a command
+	}
+	cmd.InitDefaultHelpFlag()
+	if cmd.ParseFlags(rest) != nil || cmd.Flags().NArg() == 0 {
+		return nil
+	}
+	if help, err := cmd.Flags().GetBool("help"); err != nil || !help {
+		return nil
+	}
+	return runGroup(cmd, cmd.Flags().Args())
+}
+
+// manCmd prints the manual page, which the packages have.
+func manCmd(a *app) *cobra.Command {
+	cmd := command("man", "Print the manual page, for man -l -", nil)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if a.output == "json" {
+			return usagef("the manual page has no JSON form")
+		}
+		return manpage.Write(a.stdout, cmd.Root(), cli.Version)
+	}
+	return cmd
 }
 
 // shellCmd runs commands line by line. Those of this command line's flags that all commands have
@@ -278,11 +359,17 @@ func (a *app) placement(ctx context.Context) (*placement.Client, error) {
 	return p, nil
 }
 
-func (a *app) json(v any) error {
-	enc := json.NewEncoder(a.stdout)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
+// json prints v in the form of package contract. Keys and values in it are there already as that
+// form has them.
+func (a *app) json(v any) error { return printJSON(a, v, contract.Done) }
+
+func printJSON(a *app, v any, keys contract.Keys) error {
+	doc, err := contract.Of(v, keys)
+	if err != nil {
+		return err
+	}
+	_, err = a.stdout.Write(doc)
+	return err
 }
 
 // table prints aligned columns.
@@ -293,4 +380,22 @@ func (a *app) table(head []string, rows [][]string) error {
 		fmt.Fprintln(w, strings.Join(r, "\t"))
 	}
 	return w.Flush()
+}
+
+// Commands are the paths of all commands that do something, such as "store list". Help and
+// completion are not in it.
+func Commands() []string {
+	var out []string
+	var walk func(cmd *cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		subs := cmd.Commands()
+		for _, sub := range subs {
+			walk(sub)
+		}
+		if len(subs) == 0 || cmd.Name() == benchName {
+			out = append(out, strings.TrimPrefix(cmd.CommandPath(), "tinyctl "))
+		}
+	}
+	walk((&app{}).root())
+	return out
 }

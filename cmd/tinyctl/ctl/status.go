@@ -227,12 +227,13 @@ func (a *app) stores(ctx context.Context) ([]storeRow, error) {
 	rows := make([]storeRow, 0, len(out.Stores))
 	for _, st := range out.Stores {
 		row := storeRow{
-			ID: st.ID, Address: st.Address, Status: st.StatusAddress, State: title(st.State),
+			Heartbeat: st.LastHeartbeat,
+			ID:        st.ID, Address: st.Address, Status: st.StatusAddress, State: title(st.State),
 			Regions: st.Regions, Leaders: st.Leaders,
 			Used: st.Used, Available: st.Available,
 		}
 		if st.LastHeartbeat != nil && st.State != "tombstone" {
-			row.Heartbeat = lasting(st.Silent) + " ago"
+			row.Silent = lasting(st.Silent) + " ago"
 		}
 		rows = append(rows, row)
 	}
@@ -259,11 +260,14 @@ func (e *codeError) Unwrap() error { return e.err }
 func exitCode(err error) int {
 	var usage *usageError
 	var code *codeError
+	var api *apiFailure
 	switch {
 	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
 		return exitUsage
 	case errors.As(err, &code):
 		return code.code
+	case errors.As(err, &api) && api.status == http.StatusNotFound:
+		return exitNotFound
 	}
 	return exitFail
 }

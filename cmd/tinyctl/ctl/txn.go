@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"math"
 	"text/tabwriter"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tinykv/tinykv/cmd/tinyctl/contract"
 	"github.com/tinykv/tinykv/kv/client/txn"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -45,7 +47,7 @@ func (a *app) showPairs(kvs []txn.KV) error {
 	if a.output == "json" {
 		out := make([]pairJSON, len(kvs))
 		for i, kv := range kvs {
-			out[i] = pairOf(a.encoding, kv.Key).with(a.encoding, kv.Value)
+			out[i] = pairJSON{keyJSON: keyOf(kv.Key), valueJSON: valueOf(kv.Value)}
 		}
 		return a.json(out)
 	}
@@ -58,7 +60,7 @@ func (a *app) showPairs(kvs []txn.KV) error {
 func (a *app) txnGetCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "get KEY...",
-		Short: "Print those of the keys that exist, as of one moment; exit code 1 if one is missing", Args: args(cobra.MinimumNArgs(1)),
+		Short: "Print those of the keys that exist, as of one moment; exit code 4 if one is missing", Args: args(cobra.MinimumNArgs(1)),
 	}
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		keys, err := a.decodeAll(argv)
@@ -80,7 +82,7 @@ func (a *app) txnGetCmd() *cobra.Command {
 			err = a.showPairs(found)
 		}
 		if err == nil && len(found) < len(keys) {
-			err = errSilent
+			err = errNotFound
 		}
 		return err
 	}
@@ -100,12 +102,20 @@ func (a *app) txnPutCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.transact(cmd, func(t *txn.Txn) error {
+		var keys [][]byte
+		for i := 0; i < len(words); i += 2 {
+			keys = append(keys, words[i])
+		}
+		err = a.transact(cmd, func(t *txn.Txn) error {
 			for i := 0; i < len(words); i += 2 {
 				t.Set(words[i], words[i+1])
 			}
 			return nil
 		})
+		if err != nil {
+			return err
+		}
+		return changedKeys(a, keys)
 	}
 	return cmd
 }
@@ -120,12 +130,16 @@ func (a *app) txnDeleteCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.transact(cmd, func(t *txn.Txn) error {
+		err = a.transact(cmd, func(t *txn.Txn) error {
 			for _, k := range keys {
 				t.Delete(k)
 			}
 			return nil
 		})
+		if err != nil {
+			return err
+		}
+		return changedKeys(a, keys)
 	}
 	return cmd
 }
@@ -171,17 +185,20 @@ func (a *app) withTxns(ctx context.Context, f func(c *txn.Client) error) error {
 }
 
 type lockJSON struct {
-	Key     string    `json:"key,omitempty"`
+	keyJSON
 	Type    string    `json:"type"`
 	StartTS uint64    `json:"start_ts"`
 	Begun   time.Time `json:"begun"`
 	TTL     uint64    `json:"ttl_ms"`
 	// Left is how long the lock lives on without another heartbeat; negative once that is over.
-	Left        int64  `json:"left_ms"`
-	Primary     string `json:"primary"`
-	MinCommitTS uint64 `json:"min_commit_ts,omitempty"`
-	TxnSize     uint64 `json:"txn_size,omitempty"`
-	Value       string `json:"value,omitempty"`
+	Left        int64   `json:"left_ms"`
+	Primary     *string `json:"primary,omitempty"`
+	PrimaryHex  string  `json:"primary_hex"`
+	MinCommitTS uint64  `json:"min_commit_ts,omitempty"`
+	TxnSize     uint64  `json:"txn_size,omitempty"`
+	valueJSON
+	// key, primary and value are as tables have them.
+	key, primary, value string
 }
 
 // beganAt is the time that a timestamp has.
@@ -189,11 +206,12 @@ func beganAt(ts uint64) time.Time { return time.UnixMilli(int64(ts >> 18)).UTC()
 
 func (a *app) lockRow(l *kvrpcpb.LockInfo, now uint64) lockJSON {
 	return lockJSON{
-		Key: encode(a.encoding, l.Key), Type: l.Type, StartTS: l.LockVersion,
+		keyJSON: keyOf(l.Key), key: encode(a.encoding, l.Key), Type: l.Type, StartTS: l.LockVersion,
 		Begun:   beganAt(l.LockVersion),
 		TTL:     l.LockTtl,
 		Left:    int64(l.LockVersion>>18) + int64(l.LockTtl) - int64(now>>18),
-		Primary: encode(a.encoding, l.PrimaryLock), MinCommitTS: l.MinCommitTs, TxnSize: l.TxnSize,
+		Primary: contract.Text(l.PrimaryLock), PrimaryHex: hex.EncodeToString(l.PrimaryLock),
+		primary: encode(a.encoding, l.PrimaryLock), MinCommitTS: l.MinCommitTs, TxnSize: l.TxnSize,
 	}
 }
 
@@ -244,9 +262,9 @@ func (a *app) showLocks(rows []lockJSON) error {
 	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "KEY\tTYPE\tTXN\tBEGUN\tLEFT\tPRIMARY")
 	for _, r := range rows {
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\n", r.Key, r.Type, r.StartTS,
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\n", r.key, r.Type, r.StartTS,
 			r.Begun.Format(time.RFC3339Nano),
-			(time.Duration(r.Left) * time.Millisecond).String(), r.Primary)
+			(time.Duration(r.Left) * time.Millisecond).String(), r.primary)
 	}
 	return w.Flush()
 }
@@ -256,13 +274,14 @@ type versionJSON struct {
 	StartTS  uint64    `json:"start_ts"`
 	CommitTS uint64    `json:"commit_ts"`
 	At       time.Time `json:"at"`
-	Value    *string   `json:"value,omitempty"`
+	valueJSON
 	// Overlapped: another transaction was rolled back that had begun at CommitTS.
-	Overlapped bool `json:"overlapped_rollback,omitempty"`
+	Overlapped bool   `json:"overlapped_rollback,omitempty"`
+	shown      string // the value, as tables have it
 }
 
 type recordsJSON struct {
-	Key      string        `json:"key"`
+	keyJSON
 	Lock     *lockJSON     `json:"lock,omitempty"`
 	Versions []versionJSON `json:"versions"`
 	// Orphans are the start timestamps of values that no record has.
@@ -272,7 +291,7 @@ type recordsJSON struct {
 func (a *app) mvccCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "mvcc KEY", Args: args(cobra.ExactArgs(1)),
-		Short: "Print the lock and all versions of a key, newest first; exit code 1 if there is nothing",
+		Short: "Print the lock and all versions of a key, newest first; exit code 4 if there is nothing",
 	}
 	cmd.Flags().StringVarP(&a.encoding, "encoding", "e", "text",
 		"form of keys and values: text, hex or escaped")
@@ -297,7 +316,7 @@ func (a *app) mvccCmd() *cobra.Command {
 			return err
 		}
 		if out.Lock == nil && len(out.Versions) == 0 && len(out.Orphans) == 0 {
-			return errSilent
+			return errNotFound
 		}
 		return nil
 	}
@@ -306,41 +325,40 @@ func (a *app) mvccCmd() *cobra.Command {
 
 // records joins records with their values.
 func (a *app) records(key []byte, info *kvrpcpb.MvccInfo, now uint64) *recordsJSON {
-	out := &recordsJSON{Key: encode(a.encoding, key), Versions: []versionJSON{}}
+	out := &recordsJSON{keyJSON: keyOf(key), Versions: []versionJSON{}}
 	values := map[uint64][]byte{}
 	for _, v := range info.Values {
 		values[v.StartTs] = v.Value
 	}
-	take := func(startTS uint64) *string {
+	take := func(startTS uint64) (value valueJSON, shown string) {
 		v, ok := values[startTS]
 		if !ok {
-			return nil
+			return value, "-"
 		}
 		delete(values, startTS)
-		text := encode(a.encoding, v)
-		return &text
+		return valueOf(v), encode(a.encoding, v)
 	}
 	if info.Lock != nil {
 		row := a.lockRow(info.Lock, now)
-		if row.Value = encode(a.encoding, info.LockValue); row.Value == "" {
-			if v := take(info.Lock.LockVersion); v != nil {
-				row.Value = *v
-			}
+		if len(info.LockValue) > 0 {
+			row.valueJSON, row.value = valueOf(info.LockValue), encode(a.encoding, info.LockValue)
+		} else {
+			row.valueJSON, row.value = take(info.Lock.LockVersion)
 		}
+		row.keyJSON = out.keyJSON
 		out.Lock = &row
 	}
 	for _, w := range info.Writes {
 		v := versionJSON{
 			Type: w.Type, StartTS: w.StartTs, CommitTS: w.CommitTs, At: beganAt(w.CommitTs),
-			Overlapped: w.HasOverlappedRollback,
+			Overlapped: w.HasOverlappedRollback, shown: "-",
 		}
 		switch {
 		case w.Type == "rollback": // what it has instead of a value is a mark
 		case w.HasShortValue:
-			text := encode(a.encoding, w.ShortValue)
-			v.Value = &text
+			v.valueJSON, v.shown = valueOf(w.ShortValue), encode(a.encoding, w.ShortValue)
 		default:
-			v.Value = take(w.StartTs)
+			v.valueJSON, v.shown = take(w.StartTs)
 		}
 		out.Versions = append(out.Versions, v)
 	}
@@ -360,15 +378,11 @@ func (a *app) showRecords(r *recordsJSON) error {
 	fmt.Fprintln(w, "RECORD\tTXN\tCOMMITTED\tAT\tVALUE")
 	if l := r.Lock; l != nil {
 		fmt.Fprintf(w, "lock: %s\t%d\t-\t%s\t%s\n", l.Type, l.StartTS,
-			l.Begun.Format(time.RFC3339Nano), l.Value)
+			l.Begun.Format(time.RFC3339Nano), l.value)
 	}
 	for _, v := range r.Versions {
-		value := "-"
-		if v.Value != nil {
-			value = *v.Value
-		}
 		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\n", v.Type, v.StartTS, v.CommitTS,
-			v.At.Format(time.RFC3339Nano), value)
+			v.At.Format(time.RFC3339Nano), v.shown)
 	}
 	for _, ts := range r.Orphans {
 		fmt.Fprintf(w, "value without record\t%d\t-\t-\t-\n", ts)
@@ -496,7 +510,7 @@ func (a *app) showGC(g *gcJSON) error {
 	fmt.Fprintf(w, "locks\t%d\n", g.Locks)
 	if l := g.OldestLock; l != nil {
 		fmt.Fprintf(w, "oldest lock\t%s\tkey %s, transaction %d\n", l.Begun.Format(time.RFC3339),
-			l.Key, l.StartTS)
+			l.key, l.StartTS)
 	}
 	return w.Flush()
 }

@@ -32,6 +32,9 @@ requestdistribution and so on. Files come first, then -p; both override the work
 		phases := map[string]func(context.Context, ycsb.Store, ycsb.Config, io.Writer) error{
 			"load": ycsb.Load, "run": ycsb.Run,
 		}
+		if a.output == "json" {
+			return usagef("ycsb prints the lines of YCSB, which have no JSON form")
+		}
 		phase := phases[argv[0]]
 		if phase == nil {
 			return usagef("%q is neither load nor run", argv[0])

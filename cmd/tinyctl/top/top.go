@@ -42,7 +42,10 @@ type Point struct {
 type Region struct {
 	ID     uint64 `json:"id"`
 	Leader uint64 `json:"leader_store"`
-	Start  string `json:"start_key"`
+	// Start is what tables show of the first key.
+	Start     string  `json:"-"`
+	StartText *string `json:"start_key,omitempty"`
+	StartHex  string  `json:"start_key_hex"`
 	// Bytes are those written or read in the region's last interval.
 	Written uint64 `json:"bytes_written"`
 	Read    uint64 `json:"bytes_read"`
