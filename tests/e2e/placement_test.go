@@ -91,8 +91,20 @@ type regionView struct {
 	ID     uint64 `json:"id,string"`
 	Leader uint64 `json:"leader_store,string"`
 	Peers  []struct {
-		Store uint64 `json:"store_id,string"`
+		ID      uint64 `json:"id,string"`
+		Store   uint64 `json:"store_id,string"`
+		Learner bool   `json:"learner"`
 	} `json:"peers"`
+}
+
+// voterOn is the id of the region's voter on a store, 0 if there is none.
+func (r regionView) voterOn(store string) uint64 {
+	for _, p := range r.Peers {
+		if fmt.Sprint(p.Store) == store && !p.Learner {
+			return p.ID
+		}
+	}
+	return 0
 }
 
 // where is the region's first replica that does not lead, and a store without one.
