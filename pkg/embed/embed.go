@@ -7,8 +7,9 @@
 //
 // It is the same code as the servers', over real connections on free ports of the loopback
 // interface; any client that speaks TiKV's or TinyKV's protocol can use it. TiKV's own client-go
-// shares the module kvproto with this one: up to v2.0.7 it does not compile with the version that
-// this module needs, and has to be in another process. Single stores can be stopped, killed and
+// shares the module kvproto with this one: v2.0.7 and the version of TiDB 8.5 do not compile with
+// the one that this module needs, and have to be in another process, as beside `tinyctl
+// playground`. Single stores can be stopped, killed and
 // started again, and cut off from the others. Several clusters may run at the same time.
 //
 // Data lies in a temporary directory, unless Config.Dir names one, and lives as long as the cluster
