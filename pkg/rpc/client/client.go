@@ -115,6 +115,9 @@ func NotConnected(err error) bool {
 type Client struct {
 	addr string
 	opts Options
+	// barLimit is for how long a server may take no calls, see barLocked: as long as it may be
+	// silent, except in tests.
+	barLimit time.Duration
 	// confirmed: the server is one that sends checksums.
 	confirmed atomic.Bool
 	// intercepts stands before the calls; nil if nothing does.
@@ -149,7 +152,7 @@ var _ grpc.ClientConnInterface = (*Client)(nil)
 // NewClient makes a client of the server at addr, host:port. Nothing is sent before the first call.
 func New(addr string, o Options) *Client {
 	o.setDefaults()
-	c := &Client{addr: addr, opts: o}
+	c := &Client{addr: addr, opts: o, barLimit: o.KeepAlive + o.KeepAliveTimeout}
 	c.ctx, c.end = context.WithCancel(context.Background())
 	c.mu.links = map[*link]struct{}{}
 	if x, err := newInterceptors(addr, &c.opts); err != nil {

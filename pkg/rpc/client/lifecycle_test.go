@@ -350,3 +350,41 @@ func TestClientLosesNoAnswerOfGracefulStop(t *testing.T) {
 		require.NoError(t, g.Wait())
 	}
 }
+
+// TestServerThatTakesNoCalls: on a connection whose settings allow no call, one without a deadline
+// does not wait for ever, and the next connection serves. A server that takes calls again keeps its
+// connection, and so does one that works on an earlier call.
+func TestServerThatTakesNoCalls(t *testing.T) {
+	none := http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 0}
+	some := http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 10}
+	l := rpctest.Listen(t)
+	c := client(t, l.Address(), Options{MinBackoff: time.Microsecond, MaxBackoff: time.Microsecond})
+	c.barLimit = 20 * time.Millisecond
+	res := rpctest.Get(t.Context(), c, []byte("k"))
+	first := l.Greeted(none)
+	p := l.Greeted(some) // the same call
+	first.Closed()
+	id, _ := p.Asked()
+	require.NoError(t, p.Framer.WriteSettings(none))
+	acks := 0
+	p.Until("the settings are known", func(f http2.Frame) bool {
+		if s, ok := f.(*http2.SettingsFrame); ok && s.IsAck() {
+			acks++
+		}
+		return acks > 0
+	})
+	time.Sleep(3 * c.barLimit) // the limit passes
+	p.Reply(id, "v")
+	r := rpctest.Wait(t, res, "the call")
+	require.NoError(t, r.Err)
+	p.Closed() // it has no call any more, and takes none
+
+	c = client(t, l.Address(), Options{})
+	res = rpctest.Get(t.Context(), c, []byte("k"))
+	p = l.Greeted(none)
+	require.NoError(t, p.Framer.WriteSettings(some))
+	id, _ = p.Asked()
+	p.Reply(id, "v")
+	r = rpctest.Wait(t, res, "the call")
+	require.NoError(t, r.Err)
+}

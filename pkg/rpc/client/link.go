@@ -63,6 +63,8 @@ type link struct {
 		// max is how many calls the server takes at a time, maxHeaders how large their headers may
 		// be, in bytes.
 		max, maxHeaders uint32
+		// barred runs while the server takes no calls.
+		barred *time.Timer
 		// acks are the answers to settings and pings in the output.
 		acks int
 		// waiters wait for something to end or to be written.
@@ -289,6 +291,7 @@ func (l *link) onSettings(f *http2.SettingsFrame) error {
 			l.mu.maxHeaders = st.Val
 		case http2.SettingMaxConcurrentStreams:
 			l.mu.max = st.Val
+			l.barLocked()
 			l.wakeWaitersLocked()
 		case rpc.SettingPrefixSums:
 			l.mu.enc.setPrefixes(st.Val)
@@ -299,6 +302,31 @@ func (l *link) onSettings(f *http2.SettingsFrame) error {
 		err = l.ackedLocked()
 	}
 	return err
+}
+
+// barLocked bounds for how long a connection stays on which the server takes no call at all. The
+// server answers pings, so nothing else would end it, and calls without a deadline would wait for
+// ever. The setting may have been another number before a bit of it flipped: 4,096 has one. The
+// next connection has settings of its own.
+func (l *link) barLocked() {
+	if l.mu.barred != nil {
+		l.mu.barred.Stop()
+		l.mu.barred = nil
+	}
+	if l.mu.max > 0 || l.mu.closed != nil {
+		return
+	}
+	l.mu.barred = time.AfterFunc(l.c.barLimit, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		switch {
+		case l.mu.max > 0 || l.mu.closed != nil:
+		case len(l.mu.calls) == 0:
+			l.closeLocked(errNoCalls)
+		default: // it works on earlier ones
+			l.barLocked()
+		}
+	})
 }
 
 // maxAcks bounds the answers to settings and pings that wait to be written: a server that does not

@@ -143,6 +143,9 @@ func (l *link) closeLocked(err error) {
 	l.mu.out.CloseLocked()
 	_ = l.nc.Close()
 	l.keep.StopLocked()
+	if l.mu.barred != nil {
+		l.mu.barred.Stop()
+	}
 	if l.mu.sweep.timer != nil {
 		l.mu.sweep.timer.Stop()
 	}
