@@ -312,8 +312,21 @@ func TestMergeNeedsEveryReplica(t *testing.T) {
 // TestMergeWithoutALearner: a learner is added to the source and removed again while its store does
 // not answer, before it has data, and the source goes into the target. Nobody tells the replica,
 // and the placement service does not know its region any more. It asks, and the stores that
-// remember the merge answer.
+// remember the merge answer. After a restart it asks as well.
 func TestMergeWithoutALearner(t *testing.T) {
+	t.Run("running", func(t *testing.T) { mergeWithoutALearner(t, func(*cluster.Node) {}) })
+	t.Run("restarted", func(t *testing.T) {
+		mergeWithoutALearner(t, func(n *cluster.Node) {
+			for range 2 { // what the first start leaves is enough for the second
+				n.Stop()
+				n.Restart()
+			}
+		})
+	})
+}
+
+// mergeWithoutALearner calls restart before the learner's store can ask.
+func mergeWithoutALearner(t *testing.T, restart func(*cluster.Node)) {
 	m := newMerging(t, cluster.Options{Stores: 4, Tune: func(cfg *config.Config) {
 		cfg.Raftstore.StalePeerCheck = config.Dur(500 * time.Millisecond)
 	}})
@@ -337,6 +350,8 @@ func TestMergeWithoutALearner(t *testing.T) {
 		}
 		return ""
 	})
+	require.NotNil(t, cluster.PeerOf(m.c, 4, m.source), "it does not know")
+	restart(m.c.Node(4))
 	require.NotNil(t, cluster.PeerOf(m.c, 4, m.source), "it does not know")
 	m.c.Net.Heal()
 	m.awaitMerged()

@@ -168,15 +168,17 @@ func (cr *creator) wakesTombstone(st *rspb.RegionLocalState, m *rspb.RaftMessage
 	return false
 }
 
-// createUninitialized makes a peer that knows nothing but its id and at which epoch it belonged to
-// the region. The record on disk keeps both, so that a restart does not mistake its vote for one of
-// an earlier peer.
+// createUninitialized makes a peer that knows nothing but its id, at which epoch it belonged to the
+// region, and another member. The record on disk keeps all three: a restart does not mistake its
+// vote for one of an earlier peer, and it can still ask whether its region exists (showItself).
 func (cr *creator) createUninitialized(m *rspb.RaftMessage) error {
 	self := *m.ToPeer
 	region := &metapb.Region{Id: m.RegionId, RegionEpoch: &metapb.RegionEpoch{}}
 	b := cr.s.engine.NewBatch()
-	meta.PutRegionState(b, rspb.PeerState_Normal,
-		&metapb.Region{Id: m.RegionId, RegionEpoch: m.RegionEpoch}, &self)
+	meta.Put(b, meta.RegionStateKey(m.RegionId), &rspb.RegionLocalState{
+		State: rspb.PeerState_Normal, Peer: &self, CreatedBy: m.FromPeer,
+		Region: &metapb.Region{Id: m.RegionId, RegionEpoch: m.RegionEpoch},
+	})
 	if err := cr.s.engine.Write(b, true); err != nil {
 		return err
 	}

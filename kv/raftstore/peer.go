@@ -129,7 +129,8 @@ type origin struct {
 	// grace makes it refuse votes for one election timeout: it may have acknowledged a leader's
 	// lease before the restart.
 	grace bool
-	// bornAt and from are of the message that created it, if one did.
+	// bornAt and from are of the message that created it, if one did. from is nil after a restart
+	// over a record of an older program.
 	bornAt uint64
 	from   *metapb.Peer
 	// installing is the index of the raft snapshot that is being installed, 0 if none.

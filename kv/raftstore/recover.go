@@ -135,6 +135,7 @@ func (rc *recovery) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState)
 		blank := &metapb.Region{Id: region.Id, RegionEpoch: &metapb.RegionEpoch{}}
 		return rc.add(origin{
 			region: blank, self: self, bornAt: region.GetRegionEpoch().GetConfVer(),
+			from: st.CreatedBy,
 		}, nil)
 	}
 	apply, err := meta.LoadApplyRecord(snap, region.Id)

@@ -153,7 +153,8 @@ func refusedByRegion(e *errorpb.Error) bool {
 		e.ServerIsBusy != nil || e.StoreNotMatch != nil || e.DiskFull != nil
 }
 
-// failed is the outcome of a request with a region error or a message.
+// failed is the outcome of a request with a region error or a message. Only a swap is answered by a
+// message if its outcome is unknown.
 func failed(e *errorpb.Error, text string) tikvOutcome {
 	if e != nil {
 		return tikvOutcome{err: fmt.Errorf("region error: %s", e), unknown: !refusedByRegion(e)}
@@ -163,12 +164,12 @@ func failed(e *errorpb.Error, text string) tikvOutcome {
 	}
 }
 
-// TestOutcomesOfBatchedWrites: a write whose deadline has passed is of unknown outcome, also within
-// a batch, where a message is all that says so. A history in which it took effect later would else
-// count as not linearizable.
+// TestOutcomesOfBatchedWrites: a write of unknown outcome within a batch is answered by a region
+// error that says so, or by an answer of no kind. A history in which it took effect later would
+// else count as not linearizable.
 func TestOutcomesOfBatchedWrites(t *testing.T) {
-	late := "deadline exceeded; the outcome is unknown: a write may still be carried out"
-	require.True(t, failed(nil, late).unknown)
+	require.True(t, commandOutcome(nil, &tikvpb.BatchCommandsResponse_Response{}).unknown)
+	require.True(t, failed(nil, "the outcome is unknown: the value may have been swapped").unknown)
 	require.False(t, failed(nil, "the key is empty").unknown)
 	require.False(t, failed(&errorpb.Error{ServerIsBusy: &errorpb.ServerIsBusy{}}, "").unknown)
 	require.True(t, failed(&errorpb.Error{StaleCommand: &errorpb.StaleCommand{}}, "").unknown)

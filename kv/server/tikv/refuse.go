@@ -25,9 +25,16 @@ var answerTypes = func() map[string]reflect.Type {
 	return out
 }()
 
-// refuse makes an answer of a request's kind that carries an error: a stream goes on although one
-// of its requests cannot be answered, and clients know answers of the right kind only. Nil if the
-// request is of no kind known.
+// refuse makes the answer of a request that failed, so that the stream goes on for the others. Nil
+// if the request is of no kind known.
+//
+// A command that may have changed something, and of which it is not known whether it has, gets an
+// answer of no kind. client-go takes that for an error of the call, as it takes the status of a
+// command outside a batch: it tries again, and what it reports in the end says that the outcome is
+// unknown. In an answer of the command's kind, a message or a key error is a refusal to it: it
+// forgets earlier errors of the call and reports that the commit has failed.
+//
+// All other errors are in an answer of the request's kind: clients know nothing else.
 func refuse(
 	req *tikvpb.BatchCommandsRequest_Request,
 	err error,
@@ -43,6 +50,9 @@ func refuse(
 	if !ok {
 		return nil
 	}
+	if !refused(status.Code(err)) && mayChange(req) {
+		return &tikvpb.BatchCommandsResponse_Response{}
+	}
 	wrapper := reflect.New(t)
 	answer := reflect.New(wrapper.Elem().Field(0).Type().Elem())
 	wrapper.Elem().Field(0).Set(answer)
@@ -50,6 +60,37 @@ func refuse(
 	resp := &tikvpb.BatchCommandsResponse_Response{}
 	reflect.ValueOf(resp).Elem().FieldByName("Cmd").Set(wrapper)
 	return resp
+}
+
+// refused tells whether a call that ends with code has changed nothing and will not: outcome and
+// rpc/server use these codes for errors before a proposal only.
+func refused(code codes.Code) bool {
+	switch code {
+	case codes.InvalidArgument, codes.Unimplemented, codes.ResourceExhausted, codes.Unavailable,
+		codes.PermissionDenied, codes.Unauthenticated:
+		return true
+	}
+	return false
+}
+
+// mayChange tells whether a command is none of those that only read.
+func mayChange(req *tikvpb.BatchCommandsRequest_Request) bool {
+	switch req.Cmd.(type) {
+	case *tikvpb.BatchCommandsRequest_Request_RawGet,
+		*tikvpb.BatchCommandsRequest_Request_RawBatchGet,
+		*tikvpb.BatchCommandsRequest_Request_RawScan,
+		*tikvpb.BatchCommandsRequest_Request_RawBatchScan,
+		*tikvpb.BatchCommandsRequest_Request_RawCoprocessor,
+		*tikvpb.BatchCommandsRequest_Request_Coprocessor,
+		*tikvpb.BatchCommandsRequest_Request_Get,
+		*tikvpb.BatchCommandsRequest_Request_BatchGet,
+		*tikvpb.BatchCommandsRequest_Request_Scan,
+		*tikvpb.BatchCommandsRequest_Request_ScanLock,
+		*tikvpb.BatchCommandsRequest_Request_GetHealthFeedback,
+		*tikvpb.BatchCommandsRequest_Request_Empty:
+		return false
+	}
+	return true
 }
 
 // refuseBusy is refuse for an answer that there is no room for. Those with a place for a region

@@ -2,6 +2,7 @@ package tikv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/kv/regionerr"
 )
 
 // Each kind of request within a batch has an answer of its kind that carries an error: one without
@@ -52,14 +55,63 @@ func TestRefuseEveryKind(t *testing.T) {
 	require.Nil(t, refuse(&request{}, errNotServed))
 }
 
-// TestRefuseAtTheDeadline: a write within a batch whose deadline has passed is answered with words
-// from which its client can tell that the outcome is unknown: there is no status.
-func TestRefuseAtTheDeadline(t *testing.T) {
+// TestUnknownOutcomesInBatches: a command that may have changed something gets an answer of no kind
+// if its outcome is unknown, whatever the reason. A message or a key error is a refusal to TiKV's
+// client: it reports that a commit has failed which may have taken effect. Reads say why they
+// failed, and so do writes that were refused before a proposal.
+func TestUnknownOutcomesInBatches(t *testing.T) {
+	changes := []*request{
+		{Cmd: &tikvpb.BatchCommandsRequest_Request_RawPut{}},
+		{Cmd: &tikvpb.BatchCommandsRequest_Request_RawDeleteRange{}},
+		{Cmd: &tikvpb.BatchCommandsRequest_Request_Prewrite{}},
+		{Cmd: &tikvpb.BatchCommandsRequest_Request_Commit{}},
+		{Cmd: &tikvpb.BatchCommandsRequest_Request_ResolveLock{}},
+	}
+	reads := []*request{
+		{Cmd: &tikvpb.BatchCommandsRequest_Request_RawGet{}},
+		{Cmd: &tikvpb.BatchCommandsRequest_Request_Get{}},
+		{Cmd: &tikvpb.BatchCommandsRequest_Request_ScanLock{}},
+	}
+	for _, c := range []struct {
+		err     error
+		unknown bool
+	}{
+		{context.DeadlineExceeded, true},
+		{context.Canceled, true},
+		{errors.New("the disk is on fire"), true},
+		{regionerr.ErrStopping, false},
+		{regionerr.ErrFailed, false},
+	} {
+		_, _, err := outcome(c.err)
+		require.Error(t, err)
+		for _, req := range changes {
+			resp := refuse(req, err)
+			require.NotNil(t, resp)
+			require.Equal(t, c.unknown, resp.Cmd == nil, "%T: %v", req.Cmd, c.err)
+			data, err := (&tikvpb.BatchCommandsResponse{
+				Responses: []*response{resp}, RequestIds: []uint64{1},
+			}).Marshal()
+			require.NoError(t, err)
+			sent := new(tikvpb.BatchCommandsResponse)
+			require.NoError(t, sent.Unmarshal(data))
+			require.Len(t, sent.Responses, 1) // its client waits for it
+			require.Equal(t, c.unknown, sent.Responses[0].Cmd == nil)
+		}
+		for _, req := range reads {
+			require.NotNil(t, refuse(req, err).Cmd, "%T: %v", req.Cmd, c.err)
+		}
+	}
+}
+
+// TestLateWriteOnAStream: such an answer is kept for its client like any other.
+func TestLateWriteOnAStream(t *testing.T) {
+	b := &batchStream{service: &Service{}}
 	_, _, late := outcome(context.DeadlineExceeded)
-	resp := refuse(&request{Cmd: &tikvpb.BatchCommandsRequest_Request_RawPut{
-		RawPut: &kvrpcpb.RawPutRequest{},
-	}}, late)
-	require.Contains(t, resp.GetRawPut().GetError(), "the outcome is unknown")
+	commit := &request{Cmd: &tikvpb.BatchCommandsRequest_Request_Commit{}}
+	b.reply(3, commit, &response{}, late, nil)
+	require.Len(t, b.mu.answers, 1)
+	require.Equal(t, uint64(3), b.mu.answers[0].id)
+	require.Nil(t, b.mu.answers[0].resp.Cmd)
 }
 
 // TestRefuseBusy: the answers that can be large say in their region error that there was no room.
