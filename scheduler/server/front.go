@@ -20,6 +20,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/tinykv/tinykv/pkg/security"
+	"github.com/tinykv/tinykv/scheduler/server/callroom"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 )
 
@@ -55,6 +56,8 @@ type front struct {
 	// that ended so.
 	stall  time.Duration
 	unread atomic.Uint64
+	// room bounds what calls by gRPC hold, in sum.
+	room *callroom.Room
 
 	mu struct {
 		sync.Mutex
@@ -71,7 +74,7 @@ type front struct {
 func newFront(limit, perHost int, secure *tls.Config, plain bool) *front {
 	f := &front{
 		failed: make(chan error, 1), limit: limit, perHost: perHost, tls: secure, plain: plain,
-		stall: answerStall,
+		stall: answerStall, room: callroom.New(config.DefaultRequestBytes),
 	}
 	f.mu.sniffed, f.mu.hosts = map[net.Conn]time.Time{}, map[string]int{}
 	return f
@@ -80,6 +83,7 @@ func newFront(limit, perHost int, secure *tls.Config, plain bool) *front {
 // listenFront takes the addresses; nothing is served before serve.
 func listenFront(ctx context.Context, cfg *config.Config) (_ *front, err error) {
 	f := newFront(cfg.MaxConnections, cfg.MaxConnectionsPerHost, nil, false)
+	f.room = callroom.New(cfg.MaxRequestBytes)
 	defer func() {
 		if err != nil {
 			f.closeListeners()
@@ -320,7 +324,8 @@ func (f *front) sniff(raw net.Conn) {
 		return
 	}
 	if h2 {
-		f.h2.hand(conn)
+		own := raw.(*counted)
+		f.h2.hand(f.room.Watch(conn, own.host, own.Close))
 	} else {
 		raw.(*counted).bounded = true // nobody else has the connection yet
 		f.h1.hand(conn)

@@ -495,7 +495,8 @@ func transportOptions() []grpc.ServerOption {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime: 2 * time.Second, PermitWithoutStream: true,
 		}),
-		grpc.InitialWindowSize(1 << 20),
+		// Of what arrived for a call and was not read. callroom counts on 64 KiB.
+		grpc.InitialWindowSize(64 << 10),
 		grpc.InitialConnWindowSize(8 << 20),
 		grpc.MaxRecvMsgSize(16 << 20),
 		grpc.MaxConcurrentStreams(maxCalls),
