@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -495,6 +496,26 @@ func TestFloodOfCalls(t *testing.T) {
 		call(3 + 2*i)
 	}
 	require.Equal(t, http2.ErrCodeRefusedStream, ended(3+2*limit), "one too many")
+	large := make([]byte, 5)
+	binary.BigEndian.PutUint32(large[1:], 16<<20+1)
+	require.NoError(t, fr.WriteData(3, false, large))
+	for answered := false; !answered; {
+		f, err := fr.ReadFrame()
+		require.NoError(t, err)
+		h, ok := f.(*http2.HeadersFrame)
+		answered = ok && h.StreamID == 3 && h.StreamEnded()
+	}
+	for range 20 { // they come much closer together than two seconds
+		if fr.WritePing(false, [8]byte{}) != nil {
+			break
+		}
+	}
+	_, _ = io.Copy(io.Discard, nc) // until the server has closed it
+	_, _, text := ask(t, s, "GET", "/metrics", "")
+	for _, limit := range []string{"calls", "headers", "messages", "pings"} {
+		require.Contains(t, text,
+			fmt.Sprintf("\ntinykv_client_port_refused_calls_total{limit=%q} 1\n", limit))
+	}
 	_, err = servertest.DirectClient(t, s.ClientAddr()).GetMembers(t.Context(),
 		&schedulerpb.GetMembersRequest{})
 	require.NoError(t, err)

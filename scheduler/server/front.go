@@ -74,7 +74,7 @@ type front struct {
 func newFront(limit, perHost int, secure *tls.Config, plain bool) *front {
 	f := &front{
 		failed: make(chan error, 1), limit: limit, perHost: perHost, tls: secure, plain: plain,
-		stall: answerStall, room: callroom.New(config.DefaultRequestBytes),
+		stall: answerStall, room: callroom.New(config.DefaultRequestBytes, maxMessage),
 	}
 	f.mu.sniffed, f.mu.hosts = map[net.Conn]time.Time{}, map[string]int{}
 	return f
@@ -83,7 +83,7 @@ func newFront(limit, perHost int, secure *tls.Config, plain bool) *front {
 // listenFront takes the addresses; nothing is served before serve.
 func listenFront(ctx context.Context, cfg *config.Config) (_ *front, err error) {
 	f := newFront(cfg.MaxConnections, cfg.MaxConnectionsPerHost, nil, false)
-	f.room = callroom.New(cfg.MaxRequestBytes)
+	f.room = callroom.New(cfg.MaxRequestBytes, maxMessage)
 	defer func() {
 		if err != nil {
 			f.closeListeners()

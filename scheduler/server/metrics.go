@@ -70,6 +70,9 @@ var (
 		"Bytes of requests by gRPC, and of calls under way.")
 	descOverfull = desc("tinykv_client_port_overfull_connections_total",
 		"Connections that ended because requests by gRPC were more than max-request-bytes.")
+	descCallsRefused = desc("tinykv_client_port_refused_calls_total",
+		"Calls, headers and messages by gRPC that passed a limit; connections with too many pings.",
+		"limit")
 	descUnread = desc("tinykv_client_port_unread_answers_total",
 		"Connections that ended because the client did not take an answer over HTTP.")
 	descBodies = desc("tinykv_client_port_refused_bodies_total",
@@ -102,6 +105,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 		descSkew,
 		descConns, descRefused, descSlow, descUnread, descBodies, descPeers, descPeersRefused,
 		descPeerRequests, descExpiry, descRequestBytes, descOverfull,
+		descCallsRefused,
 		descLogins, descMerges, descHolds,
 	} {
 		ch <- d
@@ -132,6 +136,11 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		counter(descUnread, f.unread.Load())
 		gauge(descRequestBytes, float64(f.room.Held()))
 		counter(descOverfull, f.room.Closed())
+		refused := f.room.Refused()
+		counter(descCallsRefused, refused.Calls.Load(), "calls")
+		counter(descCallsRefused, refused.Headers.Load(), "headers")
+		counter(descCallsRefused, refused.Messages.Load(), "messages")
+		counter(descCallsRefused, refused.Pings.Load(), "pings")
 		counter(descBodies, m.s.bodies.Load())
 	}
 	counter(descLogins, m.s.guard.Attempts.Failed(), "wrong")

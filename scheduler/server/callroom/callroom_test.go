@@ -3,8 +3,9 @@ package callroom
 import (
 	"bytes"
 	"io"
-	"math/rand"
+	"math/rand/v2"
 	"net"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -85,7 +86,7 @@ func message(n int) []byte {
 // are cut into parts.
 func TestCharges(t *testing.T) {
 	for _, size := range []int{1, 7, 9, 13, 1 << 20} {
-		r := New(1 << 40)
+		r := New(1<<40, 50<<10)
 		s := dial(t, r, "a", func() int { return size })
 		held := func(want int64, what string) {
 			t.Helper()
@@ -133,9 +134,21 @@ func TestCharges(t *testing.T) {
 		held(0, "reset by the server")
 		s.begin(7, 0)
 		held(callCharge, "a call")
+		require.NoError(t, s.client.WriteData(7, false, message(50<<10 + 1)[:9]))
+		require.NoError(t, s.server.WriteRSTStream(7, http2.ErrCodeFrameSize))
+		require.NoError(t, s.server.WriteRSTStream(9, http2.ErrCodeInternal))
+		require.NoError(t, s.server.WriteGoAway(5, http2.ErrCodeNo, []byte("bye")))
+		require.NoError(t, s.server.WriteGoAway(5, http2.ErrCodeEnhanceYourCalm, []byte("pings")))
+		refused := r.Refused()
+		for _, n := range []*atomic.Uint64{
+			&refused.Calls, &refused.Headers, &refused.Messages, &refused.Pings,
+		} {
+			require.EqualValues(t, 1, n.Load())
+		}
+		s.begin(9, 0)
 		require.NoError(t, s.Close())
 		held(0, "closed")
-		s.begin(9, 0)
+		s.begin(11, 0)
 		held(0, "bytes after the end")
 		require.Empty(t, r.mu.conns)
 	}
@@ -143,7 +156,7 @@ func TestCharges(t *testing.T) {
 
 // TestHeaviestIsClosed: one connection ends, the one that holds the most of the address that does.
 func TestHeaviestIsClosed(t *testing.T) {
-	r := New(100 << 10)
+	r := New(100<<10, 1<<20)
 	whole := func() int { return 1 << 20 }
 	a1, a2 := dial(t, r, "a", whole), dial(t, r, "a", whole)
 	b := dial(t, r, "b", whole)
@@ -163,26 +176,26 @@ func TestHeaviestIsClosed(t *testing.T) {
 func TestSumsOfCharges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const limit = 300 << 10
-		r := New(limit)
-		rnd := rand.New(rand.NewSource(rapid.Int64().Draw(t, "seed")))
-		parts := func() int { return 1 + rnd.Intn(4096) }
+		r := New(limit, 1<<20)
+		rnd := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
+		parts := func() int { return 1 + rnd.IntN(4096) }
 		var sides []*side
 		for i := range 4 {
 			sides = append(sides, dial(t, r, string(rune('a'+i/2)), parts))
 		}
 		for range 60 {
-			s := sides[rnd.Intn(len(sides))]
-			stream := uint32(1 + 2*rnd.Intn(8))
-			switch rnd.Intn(6) {
+			s := sides[rnd.IntN(len(sides))]
+			stream := uint32(1 + 2*rnd.IntN(8))
+			switch rnd.IntN(6) {
 			case 0, 1:
-				s.begin(stream, rnd.Intn(1000))
+				s.begin(stream, rnd.IntN(1000))
 			case 2, 3:
-				m := message(rnd.Intn(60 << 10))
-				require.NoError(t, s.client.WriteData(stream, false, m[:rnd.Intn(min(len(m), 16<<10))]))
+				m := message(rnd.IntN(60 << 10))
+				require.NoError(t, s.client.WriteData(stream, false, m[:rnd.IntN(min(len(m), 16<<10))]))
 			case 4:
 				s.end(stream)
 			case 5:
-				require.NoError(t, s.server.WriteWindowUpdate(stream, uint32(1+rnd.Intn(20<<10))))
+				require.NoError(t, s.server.WriteWindowUpdate(stream, uint32(1+rnd.IntN(20<<10))))
 			}
 			var sum int64
 			for _, s := range sides {
@@ -209,7 +222,7 @@ func FuzzFrames(f *testing.F) {
 	f.Add([]byte("\x00\x00\x02\x00\x08\x00\x00\x00\x01\xffx"), []byte{0, 0, 4, 8, 0}, 1)
 	f.Fuzz(func(t *testing.T, in, out []byte, part int) {
 		part = 1 + int(uint(part)%4096)
-		r := New(1 << 30)
+		r := New(1<<30, 1<<20)
 		s := dial(t, r, "", func() int { return part })
 		s.begin(1, 3)
 		for len(in) > 0 || len(out) > 0 {

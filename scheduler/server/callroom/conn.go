@@ -60,8 +60,8 @@ func (s *call) charge() int64 {
 	return callCharge + s.headers + max(s.message, s.unread-unreadSlack)
 }
 
-// take counts bytes of messages.
-func (s *call) take(p []byte) {
+// take counts bytes of messages, and returns how many of those that begin are larger than largest.
+func (s *call) take(p []byte, largest int64) (tooLarge uint64) {
 	for len(p) > 0 {
 		if s.left > 0 {
 			n := min(int(s.left), len(p))
@@ -75,8 +75,12 @@ func (s *call) take(p []byte) {
 		s.begun, p = s.begun+n, p[n:]
 		if s.begun == messageStart {
 			s.left, s.begun = binary.BigEndian.Uint32(s.start[1:]), 0
+			if int64(s.left) > largest {
+				tooLarge++
+			}
 		}
 	}
+	return tooLarge
 }
 
 // Read implements net.Conn.
@@ -152,7 +156,7 @@ func (c *Conn) arrivedLocked(f *frames, p []byte) {
 			s.unread += int64(f.length)
 		}
 		body := f.body(p)
-		s.take(body)
+		c.room.refused.Messages.Add(s.take(body, c.room.largest))
 		if f.first {
 			s.message += frameCharge
 		}
@@ -167,17 +171,27 @@ func (c *Conn) arrivedLocked(f *frames, p []byte) {
 
 // leavingLocked takes the next bytes of a frame from the server.
 func (c *Conn) leavingLocked(f *frames, p []byte) {
+	n, complete := f.number(p)
 	switch f.kind {
 	case http2.FrameRSTStream:
+		switch code := http2.ErrCode(n); {
+		case complete && code == http2.ErrCodeRefusedStream:
+			c.room.refused.Calls.Add(1)
+		case complete && code == http2.ErrCodeFrameSize:
+			c.room.refused.Headers.Add(1)
+		}
 		c.dropLocked(f.stream)
+	case http2.FrameGoAway:
+		if complete && http2.ErrCode(n) == http2.ErrCodeEnhanceYourCalm {
+			c.room.refused.Pings.Add(1)
+		}
 	case http2.FrameHeaders, http2.FrameData:
 		if f.flags.Has(http2.FlagDataEndStream) { // the same bit in both
 			c.dropLocked(f.stream)
 		}
 	case http2.FrameWindowUpdate:
-		s := c.mu.calls[f.stream]
-		if n, ok := f.number(p); ok && s != nil {
-			s.unread -= int64(n)
+		if s := c.mu.calls[f.stream]; complete && s != nil {
+			s.unread -= int64(n &^ (1 << 31))
 			c.chargeLocked(s)
 		}
 	}
@@ -210,7 +224,7 @@ type frames struct {
 	left   int  // of length
 	first  bool // no byte after the header was seen yet
 	data   int  // bytes of data that are left, without padding
-	value  [4]byte
+	value  [8]byte
 }
 
 // feed calls on with each frame and the next bytes of what follows its header: for each frame at
@@ -255,11 +269,21 @@ func (f *frames) body(p []byte) []byte {
 	return p
 }
 
-// number is the number of 31 bits that the frame consists of, once all of it is there.
+// number is the number that the frame has: the code of a reset or of a goodbye, the increment of a
+// window. It returns true once, with the last byte of the number. p are the next bytes.
 func (f *frames) number(p []byte) (uint32, bool) {
-	if f.length != len(f.value) {
+	end := len(f.value)
+	switch f.kind {
+	case http2.FrameRSTStream, http2.FrameWindowUpdate:
+		end = 4
+	case http2.FrameGoAway: // after the last stream
+	default:
 		return 0, false
 	}
-	copy(f.value[f.length-f.left:], p)
-	return binary.BigEndian.Uint32(f.value[:]) &^ (1 << 31), len(p) == f.left
+	at := f.length - f.left
+	if at >= end {
+		return 0, false
+	}
+	n := copy(f.value[at:end], p)
+	return binary.BigEndian.Uint32(f.value[end-4 : end]), at+n == end
 }

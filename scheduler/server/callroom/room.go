@@ -8,9 +8,11 @@ import (
 
 // Room is what the connections of one server may make it hold.
 type Room struct {
-	limit  int64
-	held   atomic.Int64
-	closed atomic.Uint64
+	limit   int64
+	largest int64
+	held    atomic.Int64
+	closed  atomic.Uint64
+	refused Refused
 	// shedding makes room: by one at a time, so that no more connections are closed than needed.
 	shedding sync.Mutex
 	mu       struct {
@@ -19,9 +21,17 @@ type Room struct {
 	}
 }
 
-// New makes a room of limit bytes.
-func New(limit int64) *Room {
-	r := &Room{limit: limit}
+// Refused counts what the server did not take, by the limit that it passed.
+type Refused struct {
+	Calls    atomic.Uint64 // more of one connection than it may have
+	Headers  atomic.Uint64 // of a call, too large
+	Messages atomic.Uint64 // too large
+	Pings    atomic.Uint64 // connections with too many of them
+}
+
+// New makes a room of limit bytes for a server whose messages have at most largest bytes.
+func New(limit, largest int64) *Room {
+	r := &Room{limit: limit, largest: largest}
 	r.mu.conns = map[*Conn]struct{}{}
 	return r
 }
@@ -31,6 +41,9 @@ func (r *Room) Held() int64 { return r.held.Load() }
 
 // Closed counts the connections that were closed for want of room.
 func (r *Room) Closed() uint64 { return r.closed.Load() }
+
+// Refused returns the counters.
+func (r *Room) Refused() *Refused { return &r.refused }
 
 // Watch charges what passes over nc, the server's side of a connection that speaks HTTP/2 and has
 // not read the preface yet, to host. end closes it without waiting for anything.
