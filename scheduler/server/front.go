@@ -39,8 +39,9 @@ const (
 // headers that let any web page read. So etcd gets no client port at all.
 type front struct {
 	listeners []net.Listener
-	tls       *tls.Config // nil without TLS
-	plain     bool        // connections without TLS are served too
+	tls       *tls.Config        // nil without TLS
+	plain     bool               // connections without TLS are served too
+	id        *security.Identity // whose tls is; nil without
 	grpc      *grpc.Server
 	http      *http.Server
 	h1, h2    *handed
@@ -94,7 +95,7 @@ func listenFront(ctx context.Context, cfg *config.Config) (_ *front, err error) 
 		if err != nil {
 			return nil, fmt.Errorf("security: %w", err)
 		}
-		f.tls, f.plain = id.Server("http/1.1", "h2"), sec.AllowPlain
+		f.tls, f.plain, f.id = id.Server("http/1.1", "h2"), sec.AllowPlain, id
 	}
 	urls, err := config.ParseURLs(cfg.ClientUrls)
 	if err != nil {
@@ -346,6 +347,9 @@ func (f *front) protocol(raw net.Conn) (conn net.Conn, h2 bool, err error) {
 	if f.tls != nil {
 		secure := tls.Server(raw, f.tls)
 		err := secure.HandshakeContext(context.Background()) // the deadline of raw ends it
+		if err != nil && f.id != nil {
+			err = f.id.Refuse(raw.RemoteAddr(), err)
+		}
 		return secure, secure.ConnectionState().NegotiatedProtocol == "h2", err
 	}
 	return sniffPlain(raw)
