@@ -32,6 +32,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -376,6 +377,22 @@ func TestFrontSharesAPort(t *testing.T) {
 	began := time.Now()
 	s.Stop()
 	require.Less(t, time.Since(began), 8*time.Second)
+}
+
+// TestTLSToAPlainPort: a client that speaks TLS to a port without it is answered at once, so that it
+// says what is wrong.
+func TestTLSToAPlainPort(t *testing.T) {
+	s := servertest.StartTest(t)
+	nc, err := new(net.Dialer).DialContext(t.Context(), "tcp", s.ClientAddr())
+	require.NoError(t, err)
+	defer func() { _ = nc.Close() }()
+	require.NoError(t, nc.SetDeadline(time.Now().Add(time.Minute)))
+	hello := []byte{security.RecordHandshake, 3, 1, 0, 100, 1}
+	_, err = nc.Write(append(hello, make([]byte, 99)...))
+	require.NoError(t, err)
+	said, err := io.ReadAll(nc)
+	require.NoError(t, err)
+	require.Contains(t, string(said), "This port does not serve TLS.")
 }
 
 // TestConnectionsAreBounded: more than the limit are refused, those that are there are served on,

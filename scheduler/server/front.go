@@ -363,9 +363,23 @@ func sniffPlain(raw net.Conn) (conn net.Conn, h2 bool, err error) {
 		if err != nil {
 			return nil, false, err
 		}
-		seen = seen[:len(seen)+n]
+		if seen = seen[:len(seen)+n]; seen[0] == security.RecordHandshake {
+			return nil, false, refuseTLS(raw)
+		}
 	}
 	return &begun{Conn: raw, seen: seen}, string(seen) == http2.ClientPreface, nil
+}
+
+var errTLS = errors.New("server: a connection with TLS, which this port does not serve")
+
+// refuseTLS answers in the clear, so that clients say that the other side does not speak TLS. Left
+// to HTTP/1, they would wait until its header is late.
+func refuseTLS(raw net.Conn) error {
+	// What is not read when the connection is closed may cost the client the answer.
+	_, _ = raw.Read(make([]byte, 16<<10))
+	_, err := io.WriteString(raw,
+		"HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\nThis port does not serve TLS.\n")
+	return errors.Join(errTLS, err)
 }
 
 // stop ends all connections, after the answers under way if they do not take long.
