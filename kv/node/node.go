@@ -122,6 +122,21 @@ func (n *Node) StoreID() uint64 { return n.ident.StoreId }
 // Store is the raftstore; nil in standalone mode.
 func (n *Node) Store() *raftstore.Store { return n.store }
 
+// loadIdentity reads the certificates that the store serves with; nil without TLS.
+func loadIdentity(sec *config.Security, logger *zap.Logger) (*security.Identity, error) {
+	if !sec.TLS() {
+		return nil, nil
+	}
+	id, err := security.LoadNamed(sec.Files(), sec.CertAllowedCN, sec.Names())
+	if err != nil {
+		return nil, fmt.Errorf("security: %w", err)
+	}
+	id.OnRefused(func(remote string, err error) {
+		logger.Warn("refused a connection", zap.String("remote", remote), zap.Error(err))
+	})
+	return id, nil
+}
+
 // Start brings the server up. While the placement service cannot be reached it waits, and says so
 // in the log. On an error everything that was started is taken down again.
 func (n *Node) Start(ctx context.Context) (err error) {
@@ -136,11 +151,8 @@ func (n *Node) Start(ctx context.Context) (err error) {
 			"other machines are served without TLS, as --insecure allows: anyone who reaches these addresses can read "+
 				"and change all data", zap.Strings("addresses", open))
 	}
-	if n.cfg.Security.TLS() {
-		if n.identity, err = security.LoadNamed(n.cfg.Security.Files(),
-			n.cfg.Security.CertAllowedCN, n.cfg.Security.Names()); err != nil {
-			return fmt.Errorf("security: %w", err)
-		}
+	if n.identity, err = loadIdentity(&n.cfg.Security, n.logger); err != nil {
+		return err
 	}
 	n.cfg = sized(n.cfg)
 	// The address first: a wrong one must not leave a half-made data directory behind.

@@ -24,7 +24,7 @@ func (i *Identity) DialTLS(ctx context.Context, network, addr string) (net.Conn,
 	cfg.ServerName = host
 	conn := tls.Client(nc, cfg)
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, errors.Join(err, nc.Close())
+		return nil, errors.Join(i.Explain(err), nc.Close())
 	}
 	return conn, nil
 }
@@ -48,7 +48,11 @@ type fresh struct {
 func (f *fresh) ClientHandshake(
 	ctx context.Context, authority string, nc net.Conn,
 ) (net.Conn, credentials.AuthInfo, error) {
-	return credentials.NewTLS(f.identity.Client()).ClientHandshake(ctx, authority, nc)
+	conn, info, err := credentials.NewTLS(f.identity.Client()).ClientHandshake(ctx, authority, nc)
+	if err != nil {
+		return nil, nil, f.identity.Explain(err)
+	}
+	return conn, info, nil
 }
 
 // Clone implements credentials.TransportCredentials.

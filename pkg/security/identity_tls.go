@@ -21,6 +21,7 @@ type Identity struct {
 	files   Files
 	allowed []string
 	names   *Names // nil: roles are those of the URIs
+	reports reports
 	mu      struct {
 		sync.Mutex
 		checked time.Time

@@ -22,14 +22,14 @@ var ErrPlain = errors.New("security: a connection without TLS, which this port d
 // in which a cluster changes to TLS. A connection's handshake takes place when it is first read or
 // written, on that goroutine; who only accepts is not held up.
 func (i *Identity) Listen(l net.Listener, plain bool, protocols ...string) net.Listener {
-	return &listener{Listener: l, cfg: i.Server(protocols...), plain: plain, names: i.names}
+	return &listener{Listener: l, cfg: i.Server(protocols...), plain: plain, id: i}
 }
 
 type listener struct {
 	net.Listener
 	cfg   *tls.Config
 	plain bool
-	names *Names
+	id    *Identity
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -200,7 +200,7 @@ func (c *Conn) handshake() error {
 	begun := &prefixed{Conn: c.Conn, prefix: first}
 	if first[0] != RecordHandshake {
 		if !c.l.plain {
-			return ErrPlain
+			return c.l.id.Refuse(c.RemoteAddr(), ErrPlain)
 		}
 		c.inner = begun
 		return nil
@@ -208,7 +208,7 @@ func (c *Conn) handshake() error {
 	secure := tls.Server(begun, c.l.cfg)
 	if err := secure.Handshake(); err !=
 		nil { //nolint:noctx // the deadline of the connection ends it
-		return err
+		return c.l.id.Refuse(c.RemoteAddr(), err)
 	}
 	state := secure.ConnectionState()
 	c.inner, c.state, c.below = secure, &state, begun

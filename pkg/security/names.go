@@ -86,7 +86,7 @@ func (n *Names) checkOwn(pair *tls.Certificate) error {
 // listener if that is one of Identity.Listen. A connection without TLS may all.
 func MayConn(nc net.Conn, role Role) bool {
 	if c, ok := nc.(*Conn); ok {
-		return c.l.names.May(c.State(), role)
+		return c.l.id.names.May(c.State(), role)
 	}
 	return May(StateOf(nc), role)
 }

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +32,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -375,6 +379,22 @@ func TestFrontSharesAPort(t *testing.T) {
 	require.Less(t, time.Since(began), 8*time.Second)
 }
 
+// TestTLSToAPlainPort: a client that speaks TLS to a port without it is answered at once, so that it
+// says what is wrong.
+func TestTLSToAPlainPort(t *testing.T) {
+	s := servertest.StartTest(t)
+	nc, err := new(net.Dialer).DialContext(t.Context(), "tcp", s.ClientAddr())
+	require.NoError(t, err)
+	defer func() { _ = nc.Close() }()
+	require.NoError(t, nc.SetDeadline(time.Now().Add(time.Minute)))
+	hello := []byte{security.RecordHandshake, 3, 1, 0, 100, 1}
+	_, err = nc.Write(append(hello, make([]byte, 99)...))
+	require.NoError(t, err)
+	said, err := io.ReadAll(nc)
+	require.NoError(t, err)
+	require.Contains(t, string(said), "This port does not serve TLS.")
+}
+
 // TestConnectionsAreBounded: more than the limit are refused, those that are there are served on,
 // and one that ends makes room.
 func TestConnectionsAreBounded(t *testing.T) {
@@ -493,9 +513,115 @@ func TestFloodOfCalls(t *testing.T) {
 		call(3 + 2*i)
 	}
 	require.Equal(t, http2.ErrCodeRefusedStream, ended(3+2*limit), "one too many")
+	large := make([]byte, 5)
+	binary.BigEndian.PutUint32(large[1:], 16<<20+1)
+	require.NoError(t, fr.WriteData(3, false, large))
+	for answered := false; !answered; {
+		f, err := fr.ReadFrame()
+		require.NoError(t, err)
+		h, ok := f.(*http2.HeadersFrame)
+		answered = ok && h.StreamID == 3 && h.StreamEnded()
+	}
+	for range 20 { // they come much closer together than two seconds
+		if fr.WritePing(false, [8]byte{}) != nil {
+			break
+		}
+	}
+	_, _ = io.Copy(io.Discard, nc) // until the server has closed it
+	_, _, text := ask(t, s, "GET", "/metrics", "")
+	for _, limit := range []string{"calls", "headers", "messages", "pings"} {
+		require.Contains(t, text,
+			fmt.Sprintf("\ntinykv_client_port_refused_calls_total{limit=%q} 1\n", limit))
+	}
 	_, err = servertest.DirectClient(t, s.ClientAddr()).GetMembers(t.Context(),
 		&schedulerpb.GetMembersRequest{})
 	require.NoError(t, err)
+}
+
+// TestFloodOfIncompleteRequests: what the calls of all connections hold is bounded in sum. Each of
+// these connections is below the bound. A connection that holds little is not touched.
+func TestFloodOfIncompleteRequests(t *testing.T) {
+	const limit, conns, calls, part = 32 << 20, 16, 150, 60 << 10
+	s := servertest.StartTest(t, func(c *config.Config) { c.MaxRequestBytes = limit })
+	dial := func() (net.Conn, *http2.Framer) {
+		nc, err := new(net.Dialer).DialContext(t.Context(), "tcp", s.ClientAddr())
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = nc.Close() })
+		require.NoError(t, nc.SetDeadline(time.Now().Add(2*time.Minute)))
+		_, err = io.WriteString(nc, http2.ClientPreface)
+		require.NoError(t, err)
+		fr := http2.NewFramer(nc, nc)
+		require.NoError(t, fr.WriteSettings())
+		return nc, fr
+	}
+	var head bytes.Buffer
+	enc := hpack.NewEncoder(&head)
+	for _, h := range [][2]string{
+		{":method", "POST"}, {":scheme", "http"}, {":path", "/schedulerpb.Scheduler/GetMembers"},
+		{":authority", "x"}, {"content-type", "application/grpc"}, {"te", "trailers"},
+	} { // none goes into the table, so that all calls may have the same block
+		_ = enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1], Sensitive: true})
+	}
+	_, small := dial()
+	require.NoError(t, small.WriteHeaders(http2.HeadersFrameParam{
+		StreamID: 1, BlockFragment: head.Bytes(), EndHeaders: true,
+	}))
+	before := heap()
+	// Of a message of 16 MiB.
+	begun := append([]byte{0, 1, 0, 0, 0}, make([]byte, part)...)
+	for range conns {
+		nc, fr := dial()
+		go func() { _, _ = io.Copy(io.Discard, nc) }() // ends with nc
+		for i := range uint32(calls) {
+			err := fr.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: 1 + 2*i, BlockFragment: head.Bytes(), EndHeaders: true,
+			})
+			for rest := begun; err == nil && len(rest) > 0; {
+				n := min(len(rest), 16<<10)
+				err = fr.WriteData(1+2*i, false, rest[:n])
+				rest = rest[n:]
+			}
+			if err != nil {
+				break // closed to make room
+			}
+		}
+	}
+	// Of 16 connections that hold 11 MiB each at most two have room.
+	require.Eventually(t, func() bool {
+		_, _, text := ask(t, s, "GET", "/metrics", "")
+		held := metricOf(t, text, "tinykv_client_port_request_bytes")
+		closed := metricOf(t, text, "tinykv_client_port_overfull_connections_total")
+		return held <= limit && closed >= conns-2
+	}, 30*time.Second, 10*time.Millisecond, "more than the limit is held")
+	require.Eventually(t, func() bool { return heap() < before+2*limit }, 30*time.Second,
+		10*time.Millisecond, "what was closed is held on")
+	require.NoError(t, small.WritePing(false, [8]byte{1}))
+	for {
+		f, err := small.ReadFrame()
+		require.NoError(t, err, "a connection that holds little was closed")
+		if p, ok := f.(*http2.PingFrame); ok && p.IsAck() {
+			return
+		}
+	}
+}
+
+// heap is what is reachable, in bytes.
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// metricOf is the value of a metric without labels.
+func metricOf(t *testing.T, text, name string) float64 {
+	t.Helper()
+	_, rest, ok := strings.Cut(text, "\n"+name+" ")
+	require.True(t, ok, "no %s", name)
+	value, _, _ := strings.Cut(rest, "\n")
+	v, err := strconv.ParseFloat(value, 64)
+	require.NoError(t, err)
+	return v
 }
 
 // TestLogin: with a token the page asks for it; a session does what the token does, at every

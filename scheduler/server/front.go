@@ -20,6 +20,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/tinykv/tinykv/pkg/security"
+	"github.com/tinykv/tinykv/scheduler/server/callroom"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 )
 
@@ -38,8 +39,9 @@ const (
 // headers that let any web page read. So etcd gets no client port at all.
 type front struct {
 	listeners []net.Listener
-	tls       *tls.Config // nil without TLS
-	plain     bool        // connections without TLS are served too
+	tls       *tls.Config        // nil without TLS
+	plain     bool               // connections without TLS are served too
+	id        *security.Identity // whose tls is; nil without
 	grpc      *grpc.Server
 	http      *http.Server
 	h1, h2    *handed
@@ -55,6 +57,8 @@ type front struct {
 	// that ended so.
 	stall  time.Duration
 	unread atomic.Uint64
+	// room bounds what calls by gRPC hold, in sum.
+	room *callroom.Room
 
 	mu struct {
 		sync.Mutex
@@ -71,7 +75,7 @@ type front struct {
 func newFront(limit, perHost int, secure *tls.Config, plain bool) *front {
 	f := &front{
 		failed: make(chan error, 1), limit: limit, perHost: perHost, tls: secure, plain: plain,
-		stall: answerStall,
+		stall: answerStall, room: callroom.New(config.DefaultRequestBytes, maxMessage),
 	}
 	f.mu.sniffed, f.mu.hosts = map[net.Conn]time.Time{}, map[string]int{}
 	return f
@@ -80,6 +84,7 @@ func newFront(limit, perHost int, secure *tls.Config, plain bool) *front {
 // listenFront takes the addresses; nothing is served before serve.
 func listenFront(ctx context.Context, cfg *config.Config) (_ *front, err error) {
 	f := newFront(cfg.MaxConnections, cfg.MaxConnectionsPerHost, nil, false)
+	f.room = callroom.New(cfg.MaxRequestBytes, maxMessage)
 	defer func() {
 		if err != nil {
 			f.closeListeners()
@@ -90,7 +95,7 @@ func listenFront(ctx context.Context, cfg *config.Config) (_ *front, err error) 
 		if err != nil {
 			return nil, fmt.Errorf("security: %w", err)
 		}
-		f.tls, f.plain = id.Server("http/1.1", "h2"), sec.AllowPlain
+		f.tls, f.plain, f.id = id.Server("http/1.1", "h2"), sec.AllowPlain, id
 	}
 	urls, err := config.ParseURLs(cfg.ClientUrls)
 	if err != nil {
@@ -320,7 +325,8 @@ func (f *front) sniff(raw net.Conn) {
 		return
 	}
 	if h2 {
-		f.h2.hand(conn)
+		own := raw.(*counted)
+		f.h2.hand(f.room.Watch(conn, own.host, own.Close))
 	} else {
 		raw.(*counted).bounded = true // nobody else has the connection yet
 		f.h1.hand(conn)
@@ -341,6 +347,9 @@ func (f *front) protocol(raw net.Conn) (conn net.Conn, h2 bool, err error) {
 	if f.tls != nil {
 		secure := tls.Server(raw, f.tls)
 		err := secure.HandshakeContext(context.Background()) // the deadline of raw ends it
+		if err != nil && f.id != nil {
+			err = f.id.Refuse(raw.RemoteAddr(), err)
+		}
 		return secure, secure.ConnectionState().NegotiatedProtocol == "h2", err
 	}
 	return sniffPlain(raw)
@@ -354,9 +363,23 @@ func sniffPlain(raw net.Conn) (conn net.Conn, h2 bool, err error) {
 		if err != nil {
 			return nil, false, err
 		}
-		seen = seen[:len(seen)+n]
+		if seen = seen[:len(seen)+n]; seen[0] == security.RecordHandshake {
+			return nil, false, refuseTLS(raw)
+		}
 	}
 	return &begun{Conn: raw, seen: seen}, string(seen) == http2.ClientPreface, nil
+}
+
+var errTLS = errors.New("server: a connection with TLS, which this port does not serve")
+
+// refuseTLS answers in the clear, so that clients say that the other side does not speak TLS. Left
+// to HTTP/1, they would wait until its header is late.
+func refuseTLS(raw net.Conn) error {
+	// What is not read when the connection is closed may cost the client the answer.
+	_, _ = raw.Read(make([]byte, 16<<10))
+	_, err := io.WriteString(raw,
+		"HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\nThis port does not serve TLS.\n")
+	return errors.Join(errTLS, err)
 }
 
 // stop ends all connections, after the answers under way if they do not take long.

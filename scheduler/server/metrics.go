@@ -66,6 +66,13 @@ var (
 	descConns   = desc("tinykv_client_port_connections", "Connections to the client port.")
 	descRefused = desc("tinykv_client_port_refused_connections_total",
 		"Connections to the client port that there was no room for.")
+	descRequestBytes = desc("tinykv_client_port_request_bytes",
+		"Bytes of requests by gRPC, and of calls under way.")
+	descOverfull = desc("tinykv_client_port_overfull_connections_total",
+		"Connections that ended because requests by gRPC were more than max-request-bytes.")
+	descCallsRefused = desc("tinykv_client_port_refused_calls_total",
+		"Calls, headers and messages by gRPC that passed a limit; connections with too many pings.",
+		"limit")
 	descUnread = desc("tinykv_client_port_unread_answers_total",
 		"Connections that ended because the client did not take an answer over HTTP.")
 	descBodies = desc("tinykv_client_port_refused_bodies_total",
@@ -97,7 +104,8 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 		descLeader, descLease, descPrepared, descAlarm, descKnown, descHealthy, descCondition,
 		descSkew,
 		descConns, descRefused, descSlow, descUnread, descBodies, descPeers, descPeersRefused,
-		descPeerRequests, descExpiry,
+		descPeerRequests, descExpiry, descRequestBytes, descOverfull,
+		descCallsRefused,
 		descLogins, descMerges, descHolds,
 	} {
 		ch <- d
@@ -126,6 +134,13 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		counter(descRefused, f.refused.Load())
 		counter(descSlow, f.slow.Load())
 		counter(descUnread, f.unread.Load())
+		gauge(descRequestBytes, float64(f.room.Held()))
+		counter(descOverfull, f.room.Closed())
+		refused := f.room.Refused()
+		counter(descCallsRefused, refused.Calls.Load(), "calls")
+		counter(descCallsRefused, refused.Headers.Load(), "headers")
+		counter(descCallsRefused, refused.Messages.Load(), "messages")
+		counter(descCallsRefused, refused.Pings.Load(), "pings")
 		counter(descBodies, m.s.bodies.Load())
 	}
 	counter(descLogins, m.s.guard.Attempts.Failed(), "wrong")

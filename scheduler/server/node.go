@@ -479,6 +479,8 @@ const (
 	maxCalls = 4096
 	// maxCallHeaders bounds the headers of a call, in bytes.
 	maxCallHeaders = 64 << 10
+	// maxMessage bounds a message of a call, in bytes.
+	maxMessage = 16 << 20
 )
 
 // transportOptions bound what connections hold. Clients and stores connect again by themselves.
@@ -495,9 +497,10 @@ func transportOptions() []grpc.ServerOption {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime: 2 * time.Second, PermitWithoutStream: true,
 		}),
-		grpc.InitialWindowSize(1 << 20),
+		// Of what arrived for a call and was not read. callroom counts on 64 KiB.
+		grpc.InitialWindowSize(64 << 10),
 		grpc.InitialConnWindowSize(8 << 20),
-		grpc.MaxRecvMsgSize(16 << 20),
+		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxCalls),
 		grpc.MaxHeaderListSize(maxCallHeaders),
 	}

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/pkg/security"
+	"github.com/tinykv/tinykv/scheduler/server/callroom"
 )
 
 // methodRoles are the roles of a certificate that calls need, where it names roles at all; all
@@ -145,7 +146,11 @@ func (shaken) ClientHandshake(
 }
 
 func (shaken) ServerHandshake(nc net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	if c, ok := nc.(*tls.Conn); ok {
+	inner := nc
+	if watched, ok := nc.(*callroom.Conn); ok {
+		inner = watched.Conn
+	}
+	if c, ok := inner.(*tls.Conn); ok {
 		return nc,
 			credentials.TLSInfo{State: c.ConnectionState(),
 				CommonAuthInfo: credentials.CommonAuthInfo{

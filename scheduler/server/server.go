@@ -165,6 +165,12 @@ func (s *Server) startBackend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if f.id != nil {
+		f.id.OnRefused(func(remote string, err error) {
+			s.logger.Warn("refused a connection to the client port", zap.String("remote", remote),
+				zap.Error(err))
+		})
+	}
 	addr := f.addr().String()
 	if s.cfg.Storage.Backend == "embedded" {
 		var n *node

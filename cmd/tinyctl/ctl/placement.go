@@ -149,6 +149,10 @@ func (a *app) reach(ctx context.Context, method, path string, body any) (*http.R
 	if err != nil {
 		return nil, err
 	}
+	id, err := identityOf(a)
+	if err != nil {
+		return nil, err
+	}
 	scheme := "http://"
 	if secure != nil {
 		scheme = "https://"
@@ -170,6 +174,7 @@ func (a *app) reach(ctx context.Context, method, path string, body any) (*http.R
 			if err == nil {
 				return resp, nil
 			}
+			err = id.Explain(err)
 			if !mayRetry(method, err) {
 				return nil, err
 			}

@@ -81,7 +81,7 @@ func (a *app) playground(ctx context.Context, dir string, tmp bool, o localclust
 	case dir == "":
 		dir = "tinykv-playground"
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	abs, err := filepath.Abs(dir)

@@ -324,7 +324,7 @@ func (a *app) openWith(ctx context.Context, opts client.Options) (*client.Client
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	var err error
-	if opts.TLS, err = a.secure(); err != nil {
+	if opts.Identity, err = identityOf(a); err != nil {
 		return nil, err
 	}
 	c, err := client.Open(ctx, a.endpoints(), opts)
@@ -339,16 +339,25 @@ func (a *app) openWith(ctx context.Context, opts client.Options) (*client.Client
 	return c, nil
 }
 
+// identityOf is a.secure with errors that name the files. It is nil without TLS.
+func identityOf(a *app) (*security.Identity, error) {
+	secure, err := a.secure()
+	if secure == nil || err != nil {
+		return nil, err
+	}
+	return security.LoadIdentity(a.tls, nil)
+}
+
 func (a *app) placement(ctx context.Context) (*placement.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	secure, err := a.secure()
+	id, err := identityOf(a)
 	if err != nil {
 		return nil, err
 	}
 	var with []placement.Option
-	if secure != nil {
-		with = append(with, placement.WithTLS(secure))
+	if id != nil {
+		with = append(with, placement.WithIdentity(id))
 	}
 	p, err := placement.New(ctx, a.endpoints(), with...)
 	if err != nil {

@@ -45,9 +45,11 @@ var rootComments = map[string]string{
 	"enable-grpc-gateway":      "Without effect; files of TinyKV have it.",
 	"max-connections":          "Connections to the client port; more are refused.",
 	"max-connections-per-host": "Connections to the client port from one address; more are refused.",
-	"verify-stores":            "Call a new store at the address that it tells before it gets regions.",
-	"log-level":                "As level in [log], which it overrides.",
-	"log-file":                 "As filename in [log.file], which it overrides.",
+	"max-request-bytes": "Bytes of requests by gRPC and of calls under way, 16 KiB each, in sum; beyond them " +
+		"the connection that holds the most is closed.",
+	"verify-stores": "Call a new store at the address that it tells before it gets regions.",
+	"log-level":     "As level in [log], which it overrides.",
+	"log-file":      "As filename in [log.file], which it overrides.",
 
 	"log": "Where lines of the log go.",
 }

@@ -73,6 +73,8 @@ type Config struct {
 	// one address; more are refused.
 	MaxConnections        int `toml:"max-connections"`
 	MaxConnectionsPerHost int `toml:"max-connections-per-host"`
+	// MaxRequestBytes bounds what the calls by gRPC hold, in sum over all connections.
+	MaxRequestBytes int64 `toml:"max-request-bytes"`
 
 	// VerifyStores calls new stores back at the address that they tell before they get regions.
 	VerifyStores bool `toml:"verify-stores"`
@@ -177,6 +179,7 @@ func Default() *Config {
 		ElectionInterval:        Duration(time.Second),
 		MaxConnections:          8192,
 		MaxConnectionsPerHost:   4096,
+		MaxRequestBytes:         DefaultRequestBytes,
 		VerifyStores:            true,
 		Log:                     log.DefaultConfig(),
 		Schedule:                DefaultSchedule(),
@@ -249,6 +252,13 @@ func (c *Config) TTL() time.Duration {
 	return time.Duration(c.Lease) * time.Second
 }
 
+const (
+	// DefaultRequestBytes is room for 16 of the largest requests, or for 16,384 calls.
+	DefaultRequestBytes = 256 << 20
+	// minRequestBytes is room for two of the largest requests.
+	minRequestBytes = 32 << 20
+)
+
 // Validate reports every fault at once. Call it after Adjust.
 func (c *Config) Validate() error {
 	errs := []error{
@@ -261,6 +271,10 @@ func (c *Config) Validate() error {
 	if c.MaxConnectionsPerHost < 1 {
 		errs = append(errs,
 			fmt.Errorf("max-connections-per-host: %d is not positive", c.MaxConnectionsPerHost))
+	}
+	if c.MaxRequestBytes < minRequestBytes {
+		errs = append(errs, fmt.Errorf("max-request-bytes: %d is below %d", c.MaxRequestBytes,
+			minRequestBytes))
 	}
 	if _, err := clustermode.Parse(c.Mode); err != nil {
 		errs = append(errs, fmt.Errorf("mode: %w", err))
