@@ -15,6 +15,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/server/gate"
+	"github.com/tinykv/tinykv/kv/settings"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/kv/transaction/latches"
@@ -49,6 +50,8 @@ type Server struct {
 	forward forwarder
 	// answers bounds answers that clients have not taken; nil: nothing does.
 	answers *rpc.Budget
+	// settings are the store's; nil: they are not served.
+	settings *settings.Live
 	// timings count requests by kind, those on streams too; nil: nobody does.
 	timings struct{ get, put, del, scan *rpc.Timing }
 }
@@ -131,6 +134,7 @@ func Register(g *rpc.Server, svc *Server) {
 	} {
 		g.Guard("/tinykvpb.TinyKv/"+m, storesOnly)
 	}
+	g.Guard("/tinykvpb.TinyKv/StoreSettings", adminsOnly)
 	for _, m := range []string{"RawCAS", "RawDeleteRange", "Forward"} {
 		g.Always("/tinykvpb.TinyKv/" + m)
 	}
