@@ -13,8 +13,8 @@ type Setting struct {
 	NeedsRestart         bool
 }
 
-// StoreSettings lists the settings of a store. With TLS it takes a certificate of an admin; without,
-// only stores on the caller's machine answer. Errors are those of gRPC.
+// StoreSettings lists the settings of a store. With TLS it takes a certificate of an admin;
+// without, only stores on the caller's machine answer. Errors are those of gRPC.
 func (c *Client) StoreSettings(ctx context.Context, storeID uint64) ([]Setting, error) {
 	return c.askSettings(ctx, storeID, &kvrpcpb.StoreSettingsRequest{})
 }

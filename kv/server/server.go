@@ -15,7 +15,6 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/server/gate"
-	"github.com/tinykv/tinykv/kv/settings"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/kv/transaction/latches"
@@ -32,7 +31,7 @@ import (
 // Server implements tinykvpb.TinyKvServer. RPCs that this version does not serve answer
 // Unimplemented.
 type Server struct {
-	tinykvpb.UnimplementedTinyKvServer
+	admin
 	cfg     *config.Config
 	storage storage.Storage
 	// stores takes what other stores send.
@@ -50,8 +49,6 @@ type Server struct {
 	forward forwarder
 	// answers bounds answers that clients have not taken; nil: nothing does.
 	answers *rpc.Budget
-	// settings are the store's; nil: they are not served.
-	settings *settings.Live
 	// timings count requests by kind, those on streams too; nil: nobody does.
 	timings struct{ get, put, del, scan *rpc.Timing }
 }

@@ -12,14 +12,21 @@ import (
 	"github.com/tinykv/tinykv/kv/settings"
 	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// SetSettings lets admins change settings of the store. To be called before it serves.
-func (s *Server) SetSettings(l *settings.Live) { s.settings = l }
+// admin is the part of Server that is for admins.
+type admin struct {
+	tinykvpb.UnimplementedTinyKvServer
+	settings *settings.Live // nil: they are not served
+}
 
-// StoreSettings implements tinykvpb.TinyKvServer. A setting that does not exist is NotFound, one that
-// needs a restart FailedPrecondition, and a value that does not fit InvalidArgument.
-func (s *Server) StoreSettings(
+// SetSettings lets admins change settings of the store. To be called before it serves.
+func (s *admin) SetSettings(l *settings.Live) { s.settings = l }
+
+// StoreSettings implements tinykvpb.TinyKvServer. A setting that does not exist is NotFound, one
+// that needs a restart FailedPrecondition, and a value that does not fit InvalidArgument.
+func (s *admin) StoreSettings(
 	_ context.Context, req *kvrpcpb.StoreSettingsRequest,
 ) (*kvrpcpb.StoreSettingsResponse, error) {
 	if s.settings == nil {

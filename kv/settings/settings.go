@@ -1,6 +1,6 @@
 // Package settings changes options of a store while it runs. It holds the configuration that is in
-// force and knows for each option that can change how it is put into force; the other options need a
-// start of the store. It writes no file: a change lasts until the store's next start.
+// force and knows for each option that can change how it is put into force; the other options need
+// a start of the store. It writes no file: a change lasts until the store's next start.
 //
 // Set validates the whole configuration with the changed option before anything is changed, so
 // options that bound each other stay consistent.
@@ -61,8 +61,8 @@ func New(cfg *config.Config, logger *zap.Logger) *Live {
 }
 
 // On has an option change while the store runs: apply puts a validated configuration's value into
-// force. It must not wait for anything and must not use Live. To be called before Set. It panics for
-// an option that is not in Adjustable.
+// force. It must not wait for anything and must not use Live. To be called before Set. It panics
+// for an option that is not in Adjustable.
 func (l *Live) On(name string, apply func(*config.Config)) {
 	if !slices.Contains(Adjustable, name) {
 		panic("settings: " + name + " is not in Adjustable")
@@ -84,7 +84,8 @@ func (l *Live) List() []Setting {
 	out := make([]Setting, len(now))
 	for i, v := range now { // both are in the order of the type's fields
 		out[i] = Setting{
-			Name: v.Name, Value: v.Text, Default: usual[i].Text, NeedsRestart: l.apply[v.Name] == nil,
+			Name: v.Name, Value: v.Text, Default: usual[i].Text,
+			NeedsRestart: l.apply[v.Name] == nil,
 		}
 	}
 	return out
@@ -135,7 +136,11 @@ func (l *Live) find(name string) (Setting, error) {
 			found = append(found, s)
 		}
 	}
-	if len(found) != 1 {
+	if len(found) > 1 {
+		return Setting{}, fmt.Errorf("settings: %q is in several sections, as %s", name,
+			found[0].Name)
+	}
+	if len(found) == 0 {
 		return Setting{}, fmt.Errorf("%w: %q", ErrUnknown, name)
 	}
 	return found[0], nil

@@ -43,6 +43,7 @@ func TestSet(t *testing.T) {
 		{"raftstore.region-split-size", "1GiB", "region-max-size"},
 		{"region-split-size", "much", "is not a size"},
 		{"log.level", "loud", "is not one of"},
+		{"cache-size", "1MiB", "is in several sections, as storage.cache-size"},
 	} {
 		_, err := l.Set(bad.name, bad.value)
 		require.ErrorContains(t, err, bad.says)

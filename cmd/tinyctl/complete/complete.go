@@ -65,7 +65,8 @@ func (c completer) add(cmd *cobra.Command) {
 				cmd *cobra.Command, given []string, partial string,
 			) ([]string, cobra.ShellCompDirective) {
 				kinds := kinds
-				if all, err := cmd.Flags().GetBool("all"); err == nil && all && kinds[0] == "store" {
+				all, err := cmd.Flags().GetBool("all")
+				if err == nil && all && kinds[0] == "store" {
 					kinds = kinds[1:] // --all stands for the store
 				}
 				if len(given) >= len(kinds) {

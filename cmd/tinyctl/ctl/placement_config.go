@@ -139,7 +139,7 @@ type storeSettings struct {
 
 type storeSetting struct {
 	Name         string `json:"name"`
-	Value        string `json:"value"`
+	Value        string `json:"current"`
 	Default      string `json:"default"`
 	NeedsRestart bool   `json:"needs_restart"`
 }
@@ -192,7 +192,7 @@ func storeConfigCmd(a *app) *cobra.Command {
 func storeLogLevelCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:       "loglevel LEVEL [STORE]",
-		Short:     "Change the log level of a store, or of all, until they start again; nothing is stored",
+		Short:     "Change the log level of a store, or of all, until the next start",
 		Args:      args(cobra.RangeArgs(1, 2)),
 		ValidArgs: logLevels,
 	}
