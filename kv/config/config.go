@@ -319,16 +319,9 @@ func (c *Config) Validate() error {
 	if c.DataDir == "" {
 		bad("data-dir: must not be empty")
 	}
-	if err := c.Log.Validate(); err != nil {
+	if err := c.ValidateValues(); err != nil {
 		errs = append(errs, err)
 	}
-	c.Server.validate(bad, c.Raftstore.MaxEntry)
-	c.Storage.validate(bad)
-	c.GC.validate(bad)
-	if c.RaftLog.SegmentSize < 64*KiB || c.RaftLog.Cache < 0 {
-		bad("raftlog: segment-size must be at least 64KiB and cache-size not negative")
-	}
-	c.Raftstore.validate(bad)
 	return errors.Join(errs...)
 }
 

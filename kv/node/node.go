@@ -27,6 +27,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/kv/server"
 	"github.com/tinykv/tinykv/kv/server/tikv"
+	"github.com/tinykv/tinykv/kv/settings"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/storage/raftstorage"
 	"github.com/tinykv/tinykv/kv/storage/standalone"
@@ -78,6 +79,7 @@ type Node struct {
 	space     *spaceGuard
 	disk      *diskWatch
 	features  features
+	live      *settings.Live
 
 	// corrupt counts messages that were damaged on their way here.
 	corrupt atomic.Uint64
@@ -97,7 +99,7 @@ type Node struct {
 func New(cfg *config.Config, version string, logger *zap.Logger) *Node {
 	return &Node{
 		cfg: cfg, logger: logger, version: version, failed: make(chan error, 4),
-		features: features{known: feature.Supported},
+		features: features{known: feature.Supported}, live: settings.New(cfg, logger),
 	}
 }
 
@@ -106,6 +108,15 @@ type Dialer = security.Dialer
 
 // DialBy replaces how connections are made. To be called before Start.
 func (n *Node) DialBy(d Dialer) { n.dial = d }
+
+// SetLogLevel lets the log level be changed while the store runs. To be called before Start.
+func (n *Node) SetLogLevel(level zap.AtomicLevel) {
+	n.live.On("log.level", func(c *config.Config) {
+		if l, err := log.ParseLevel(c.Log.Level); err == nil { // it was validated
+			level.SetLevel(l)
+		}
+	})
+}
 
 // SetFiles says how many files the process may have open, and what for. To be called before Start.
 func (n *Node) SetFiles(p descriptors.Plan) { n.files = p }
@@ -407,16 +418,17 @@ func (n *Node) storeMeta() *metapb.Store {
 func (n *Node) serve(st storage.Storage) {
 	opts := server.Options(n.cfg)
 	opts.OnCorrupt = n.noteCorrupt
-	if after := n.cfg.Server.SlowLog.Duration; after > 0 {
-		opts.SlowAfter, opts.OnSlow = after, (&slowRequests{logger: n.logger}).note
-	}
+	opts.OnSlow = (&slowRequests{logger: n.logger}).note
 	n.boundConns(&opts)
 	n.grpc = rpc.New(opts)
+	n.grpc.SetSlowAfter(n.cfg.Server.SlowLog.Duration)
+	n.adjustable()
 	var raft transport.RaftHandler
 	if n.store != nil {
 		raft = n.store
 	}
 	svc := server.New(n.cfg, st, raft, n.snaps, n.logger)
+	svc.SetSettings(n.live)
 	if n.trans != nil {
 		n.peers = n.trans.Peers()
 		svc.SetPeers(n.peers)
@@ -457,6 +469,26 @@ func (n *Node) serve(st storage.Storage) {
 	}()
 	if n.status != nil {
 		n.status.start()
+	}
+}
+
+// adjustable names the settings that change while the store runs, beside log.level. Each must be
+// read at each use, or be swapped, by what apply calls: TestStoreSettings shows that of each.
+func (n *Node) adjustable() {
+	n.live.On("server.slow-log-threshold", func(c *config.Config) {
+		n.grpc.SetSlowAfter(c.Server.SlowLog.Duration)
+		if n.store != nil {
+			n.store.Stages().SetThreshold(c.Server.SlowLog.Duration)
+		}
+	})
+	if n.store == nil {
+		return
+	}
+	for _, name := range []string{
+		"max-store-inflight-bytes", "region-max-size", "region-split-size",
+		"compare-max-bytes-per-sec",
+	} {
+		n.live.On("raftstore."+name, func(c *config.Config) { n.store.Adjust(&c.Raftstore) })
 	}
 }
 

@@ -157,7 +157,7 @@ func (s *statusServer) status(w http.ResponseWriter, _ *http.Request) {
 
 func (s *statusServer) config(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/toml")
-	_ = toml.NewEncoder(w).Encode(s.n.cfg) // the client is gone if this fails
+	_ = toml.NewEncoder(w).Encode(s.n.live.Config()) // the client is gone if this fails
 }
 
 func (s *statusServer) regions(w http.ResponseWriter, r *http.Request) {

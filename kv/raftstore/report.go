@@ -350,13 +350,13 @@ type regionReport struct {
 }
 
 func (sr *storeReporter) collect(since time.Time) *schedulerpb.StoreStats {
-	now := sr.s.clock.Now()
+	now, limits := sr.s.clock.Now(), sr.s.limits.Load()
 	stats := &schedulerpb.StoreStats{
 		StoreId: sr.s.storeID, RegionCount: uint32(sr.s.router.count.Load()),
 		StartTime:       uint32(sr.s.startTime.Unix()),
-		RegionSplitSize: uint64(sr.s.cfg.Raftstore.RegionSplitSize),
+		RegionSplitSize: limits.splitRegion,
 		IsDiskFull:      sr.s.diskFull.Load(),
-		IsBusy:          sr.s.inflight.Load() > int64(sr.s.cfg.Raftstore.MaxStoreInflight)*9/10,
+		IsBusy:          sr.s.inflight.Load() > limits.inflight*9/10,
 		Interval: &schedulerpb.TimeInterval{
 			StartTimestamp: uint64(since.Unix()), EndTimestamp: uint64(now.Unix()),
 		},

@@ -50,18 +50,18 @@ const estimatesInARow = 16
 
 // check starts a check of the region's size, if it is unknown or has grown enough since the last.
 func (sp *splitter) check() {
-	st, cfg := &sp.p.stats, &sp.p.store.cfg.Raftstore
+	st, limits := &sp.p.stats, sp.p.store.limits.Load()
 	if st.checkingSplit || st.askingSplit {
 		return
 	}
-	if st.sizeKnown && st.sizeDelta < int64(cfg.RegionSplitSize)/8 {
+	if st.sizeKnown && st.sizeDelta < int64(limits.splitRegion)/8 {
 		return
 	}
 	check := runner.Check{
 		Region: sp.p.region(), RegionID: sp.p.regionID,
 		Guess: message.RegionSize{Size: st.size, Keys: st.keys}, Last: st.counted,
-		Fits: st.counted.Size+st.sinceCount <= uint64(cfg.RegionMaxSize) ||
-			st.sinceCount < st.countAfter,
+		Fits: st.counted.Size+st.sinceCount <= limits.maxRegion ||
+			st.sinceCount < min(st.countAfter, limits.maxRegion),
 	}
 	if st.estimates >= estimatesInARow {
 		check.Last = message.Counted{}
@@ -109,11 +109,10 @@ func (sp *splitter) onChecked(m *message.SplitChecked) {
 // whose values were overwritten and that begins to grow may be twice as big as it should before it
 // is split.
 func (sp *splitter) noteCount(m message.Counted) {
-	st, cfg := &sp.p.stats, &sp.p.store.cfg.Raftstore
+	st, limits := &sp.p.stats, sp.p.store.limits.Load()
 	found := m.Size - min(m.Size, st.counted.Size)
-	if found < st.sinceCount/4 && m.Size <= uint64(cfg.RegionMaxSize) {
-		st.countAfter = min(2*max(st.countAfter, uint64(cfg.RegionSplitSize)/8),
-			uint64(cfg.RegionMaxSize))
+	if found < st.sinceCount/4 && m.Size <= limits.maxRegion {
+		st.countAfter = min(2*max(st.countAfter, limits.splitRegion/8), limits.maxRegion)
 	} else {
 		st.countAfter = 0
 	}

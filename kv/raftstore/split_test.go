@@ -244,8 +244,9 @@ func checks(
 	found func(p *peer, m *message.SplitChecked),
 ) {
 	h := newHandRun(t, 1)
-	cfg := &h.s.cfg.Raftstore
+	cfg := h.s.cfg.Raftstore
 	cfg.RegionSplitSize, cfg.RegionMaxSize = splitSize, maxSize
+	h.s.Adjust(&cfg)
 	got := make(chan *message.SplitChecked, 1)
 	h.s.splitChecker = runner.NewSplitChecker(h.s.engine, uint64(splitSize), uint64(maxSize),
 		func(_ uint64, m message.Msg) error {

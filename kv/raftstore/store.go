@@ -116,6 +116,7 @@ type Options struct {
 // the process is expected to exit. A failed fsync is never retried.
 type Store struct {
 	cfg          *config.Config
+	limits       atomic.Pointer[limits]
 	storeID      uint64
 	clusterID    uint64
 	engine       engine.Engine
@@ -199,6 +200,7 @@ func New(o Options) *Store {
 	}
 	s.live, s.stages = newLiveness(s.clock), stages.New(o.Config.Server.SlowLog.Duration, s.logger)
 	rc := &o.Config.Raftstore
+	s.limits.Store(limitsOf(rc))
 	s.router = newRouter(rc.MaxPendingPerRegion, rc.RaftWorkers)
 	s.leaseReads = rc.ReadMode == "lease"
 	s.leaseDuration = rc.LeaseDuration()
@@ -348,6 +350,32 @@ func (s *Store) age() time.Duration {
 
 // TimeOf is the moment at which the store had an age, as those in message.Stages.
 func (s *Store) TimeOf(age time.Duration) time.Time { return s.clock.Base().Add(age) }
+
+// limits are the settings that change while the store runs.
+//
+// Invariant: maxRegion >= splitRegion, since both change at once.
+type limits struct {
+	inflight               int64
+	splitRegion, maxRegion uint64
+}
+
+func limitsOf(rc *config.Raftstore) *limits {
+	return &limits{
+		inflight:    int64(rc.MaxStoreInflight),
+		splitRegion: uint64(rc.RegionSplitSize), maxRegion: uint64(rc.RegionMaxSize),
+	}
+}
+
+// Adjust takes the limits of a validated configuration: max-store-inflight-bytes from the next
+// write on, region-split-size and region-max-size from the next check of a region's size on,
+// compare-max-bytes-per-sec from the next part of a comparison on. Other options of it are not
+// looked at. Safe for concurrent use.
+func (s *Store) Adjust(rc *config.Raftstore) {
+	l := limitsOf(rc)
+	s.limits.Store(l)
+	s.splitChecker.SetSizes(l.splitRegion, l.maxRegion)
+	s.hasher.Pace(int64(rc.CompareRate))
+}
 
 // Stages are how long the stages of writes have taken.
 func (s *Store) Stages() *stages.Recorder { return s.stages }

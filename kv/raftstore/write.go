@@ -35,7 +35,7 @@ func (s *Store) Write(w *message.Write) {
 		w.Callback.Fail(err)
 		return
 	}
-	if s.inflight.Add(size) > int64(s.cfg.Raftstore.MaxStoreInflight) {
+	if s.inflight.Add(size) > s.limits.Load().inflight {
 		s.inflight.Add(-size)
 		w.Callback.Fail(&regionerr.BusyError{
 			Reason: "too many bytes of writes are in flight on this store",

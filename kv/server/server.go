@@ -31,7 +31,7 @@ import (
 // Server implements tinykvpb.TinyKvServer. RPCs that this version does not serve answer
 // Unimplemented.
 type Server struct {
-	tinykvpb.UnimplementedTinyKvServer
+	admin
 	cfg     *config.Config
 	storage storage.Storage
 	// stores takes what other stores send.
@@ -131,6 +131,7 @@ func Register(g *rpc.Server, svc *Server) {
 	} {
 		g.Guard("/tinykvpb.TinyKv/"+m, storesOnly)
 	}
+	g.Guard("/tinykvpb.TinyKv/StoreSettings", adminsOnly)
 	for _, m := range []string{"RawCAS", "RawDeleteRange", "Forward"} {
 		g.Always("/tinykvpb.TinyKv/" + m)
 	}

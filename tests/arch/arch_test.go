@@ -98,6 +98,7 @@ var insideKV = map[string][]string{
 		"kv/raftstore/runner", "kv/regionerr",
 	},
 	"kv/regionerr": {},
+	"kv/settings":  {"kv/config"},
 	"kv/raftlog":   {"kv/vfs"},
 	"kv/engine":    {},
 	"kv/transport": {"kv/raftstore/snap"},
@@ -105,7 +106,7 @@ var insideKV = map[string][]string{
 	// Faces know storages and transactions, never the raftstore.
 	"kv/server": {
 		"kv/config", "kv/engine", "kv/raftstore/snap", "kv/regionerr", "kv/server/gate",
-		"kv/server/rawops", "kv/storage",
+		"kv/server/rawops", "kv/settings", "kv/storage",
 		"kv/transaction/commands", "kv/transaction/latches", "kv/transaction/mvcc", "kv/transport",
 	},
 	"kv/server/tikv": {

@@ -326,6 +326,14 @@ func manualStores(t *testing.T, m *manual) {
 	require.Zero(t, code, out)
 	require.Contains(t, out, "WRITES/S")
 
+	s.in["STORE"] = s.id(c.Stores[0])
+	s.run(0, "tinyctl store config get STORE", "raftstore.region-max-size", "needs a restart")
+	s.run(0, "tinyctl store config get --all region-max-size", "144MiB")
+	s.run(0, "tinyctl store config set STORE slow-log-threshold 200ms", "200ms")
+	s.run(0, "tinyctl store config set --all raftstore.compare-max-bytes-per-sec 4MiB", "4MiB")
+	s.run(0, "tinyctl store loglevel debug STORE", "debug")
+	s.run(0, "tinyctl store loglevel info", "info")
+
 	closed, err := freeport.Find(1)
 	require.NoError(t, err)
 	nowhere := fmt.Sprintf("127.0.0.1:%d", closed[0])

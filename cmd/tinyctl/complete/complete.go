@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/tinykv/tinykv/kv/settings"
 )
 
 // Ask makes a GET request of the placement service's API and decodes the answer. It must end when
@@ -62,6 +64,11 @@ func (c completer) add(cmd *cobra.Command) {
 			cmd.ValidArgsFunction = func(
 				cmd *cobra.Command, given []string, partial string,
 			) ([]string, cobra.ShellCompDirective) {
+				kinds := kinds
+				all, err := cmd.Flags().GetBool("all")
+				if err == nil && all && kinds[0] == "store" {
+					kinds = kinds[1:] // --all stands for the store
+				}
 				if len(given) >= len(kinds) {
 					return nil, cobra.ShellCompDirectiveNoFileComp
 				}
@@ -86,7 +93,7 @@ var kinds = map[string]string{
 	"store ID": "store", "region ID": "region", "STORE": "store", "FROM": "store", "TO": "store",
 	"region INTO": "region", "REGION": "region", "member NAME": "member",
 	"scheduler NAME": "scheduler", "POLICY": "policy", "config NAME": "setting",
-	"DEFECT": "defect", "DIR": "file", "FILE": "file",
+	"DEFECT": "defect", "SETTING": "setting of a store", "DIR": "file", "FILE": "file",
 }
 
 // Kinds are what the arguments of a command stand for, "" for something that cannot be offered.
@@ -113,6 +120,8 @@ func (c completer) offer(kind string) offer {
 		switch kind {
 		case "file":
 			return nil, cobra.ShellCompDirectiveDefault
+		case "setting of a store":
+			return settings.Adjustable, cobra.ShellCompDirectiveNoFileComp
 		case "defect":
 			return c.defects, cobra.ShellCompDirectiveNoFileComp
 		}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tinykv/tinykv/kv/settings"
 )
 
 // answers of a placement service.
@@ -55,12 +57,18 @@ func TestArguments(t *testing.T) {
 		{"x", "explain [POLICY [REGION]]", []string{"merge"}, []string{"2", "9\t61"}},
 		{"config", "set NAME VALUE", nil, []string{"schedule.a\t\"x\"", "schedule.b\t1"}},
 		{"config", "set NAME VALUE", []string{"a"}, nil},
+		{"config", "set STORE SETTING VALUE", nil, []string{"1\ta:1", "4\ta:2"}},
+		{"config", "set STORE SETTING VALUE", []string{"1"}, settings.Adjustable},
 	} {
 		got, directive := tree(c.group, c.use).ValidArgsFunction(tree(c.group, c.use), c.given, "")
 		require.Equal(t, c.want, got, "%s %s %v", c.group, c.use, c.given)
 		require.Equal(t, cobra.ShellCompDirectiveNoFileComp, directive)
 	}
-	sub := tree("export", "file FILE")
+	sub := tree("config", "get STORE [SETTING]")
+	sub.Flags().Bool("all", true, "")
+	offered, _ := sub.ValidArgsFunction(sub, nil, "")
+	require.Equal(t, settings.Adjustable, offered, "--all stands for the store")
+	sub = tree("export", "file FILE")
 	_, directive := sub.ValidArgsFunction(sub, nil, "")
 	require.Equal(t, cobra.ShellCompDirectiveDefault, directive, "files are the shell's")
 	flag, ok := sub.GetFlagCompletionFunc("encoding")

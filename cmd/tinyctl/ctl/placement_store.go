@@ -188,6 +188,7 @@ func (a *app) storeCmds() []*cobra.Command {
 		bury,
 		a.storeWeightCmd(),
 		a.storeRemoveCmd(), a.storeLimitCmd(), a.storeLabelCmd(),
+		storeConfigCmd(a), storeLogLevelCmd(a),
 	}
 }
 

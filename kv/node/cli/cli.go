@@ -229,7 +229,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, "configuration is fine")
 		return shared.ExitOK
 	}
-	logger, _, closeLog, err := log.New(cfg.Log, cfg.Security.RedactKeys)
+	logger, level, closeLog, err := log.New(cfg.Log, cfg.Security.RedactKeys)
 	if err != nil {
 		return fail(shared.ExitUsage, err)
 	}
@@ -240,14 +240,14 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	for _, wide := range security.Wide(cfg.DataDir, cfg.Security.KeyPath) {
 		logger.Warn("a private path is open to others", zap.String("path", wide))
 	}
-	if err := run(cfg, logger); err != nil {
+	if err := run(cfg, logger, level); err != nil {
 		return fail(shared.ExitFail, err)
 	}
 	return shared.ExitOK
 }
 
 // run serves until a signal or a failure.
-func run(cfg *config.Config, logger *zap.Logger) error {
+func run(cfg *config.Config, logger *zap.Logger, level zap.AtomicLevel) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	defer goruntime.SetHeapFloor(goruntime.ServerHeap).Stop()
@@ -259,6 +259,7 @@ func run(cfg *config.Config, logger *zap.Logger) error {
 	}
 	n := node.New(cfg, shared.Version, logger)
 	n.SetFiles(files)
+	n.SetLogLevel(level)
 	started := make(chan error, 1)
 	// Ends with Start, or with the process: what failed meanwhile may keep Start from returning.
 	go func() { started <- n.Start(ctx) }()

@@ -41,13 +41,20 @@ type HashTask struct {
 
 // NewHasher makes the runner; bytesPerSecond 0 is without limit.
 func NewHasher(bytesPerSecond int64, send Sender) *Hasher {
+	h := &Hasher{
+		limit: rate.NewLimiter(rate.Inf, hashPaceBytes), send: send, wake: make(chan struct{}, 1),
+	}
+	h.Pace(bytesPerSecond)
+	return h
+}
+
+// Pace changes the rate of NewHasher. A hash under way follows after the part it waits for.
+func (h *Hasher) Pace(bytesPerSecond int64) {
 	limit := rate.Inf
 	if bytesPerSecond > 0 {
 		limit = rate.Limit(bytesPerSecond)
 	}
-	return &Hasher{
-		limit: rate.NewLimiter(limit, hashPaceBytes), send: send, wake: make(chan struct{}, 1),
-	}
+	h.limit.SetLimit(limit)
 }
 
 // Hash queues a region and takes over the view, which it closes. The result is sent as

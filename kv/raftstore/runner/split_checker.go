@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"sync/atomic"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
@@ -18,14 +19,16 @@ import (
 // do so again and again. So it leaves it at an estimate if there cannot be enough to split, by what
 // was written since the last count or by what the region has on disk.
 type SplitChecker struct {
-	engine    engine.Engine
-	splitSize uint64
-	maxSize   uint64
-	send      Sender
-	queue     chan splitTask
+	engine engine.Engine
+	sizes  atomic.Pointer[splitSizes]
+	send   Sender
+	queue  chan splitTask
 	// encoded: regions may only be split between the keys of transactions.
 	encoded bool
 }
+
+// splitSizes change together: split is at most max.
+type splitSizes struct{ split, max uint64 }
 
 type splitTask struct {
 	Check
@@ -48,10 +51,14 @@ type Check struct {
 // NewSplitChecker makes the runner: a region of more than maxSize bytes is split after splitSize
 // bytes.
 func NewSplitChecker(e engine.Engine, splitSize, maxSize uint64, send Sender) *SplitChecker {
-	return &SplitChecker{
-		engine: e, splitSize: splitSize, maxSize: maxSize, send: send,
-		queue: make(chan splitTask, 1024),
-	}
+	c := &SplitChecker{engine: e, send: send, queue: make(chan splitTask, 1024)}
+	c.SetSizes(splitSize, maxSize)
+	return c
+}
+
+// SetSizes changes the sizes of NewSplitChecker, from the next measurement on.
+func (c *SplitChecker) SetSizes(splitSize, maxSize uint64) {
+	c.sizes.Store(&splitSizes{splitSize, maxSize})
 }
 
 // SplitBetweenKeys has regions split where an encoded key begins, so that all its versions stay
@@ -117,7 +124,8 @@ func (c *SplitChecker) handle(t splitTask) {
 	}
 	snap := c.engine.NewSnapshot()
 	defer snap.Close()
-	m, err := Measure(snap, t.Region, c.splitSize, c.encoded)
+	sizes := c.sizes.Load()
+	m, err := Measure(snap, t.Region, sizes.split, c.encoded)
 	if t.middle != nil {
 		var half Measurement
 		if err == nil && m.Size > 1 {
@@ -127,7 +135,7 @@ func (c *SplitChecker) handle(t splitTask) {
 		return
 	}
 	res := &message.SplitChecked{Epoch: t.Region.RegionEpoch, RegionSize: m.RegionSize, Err: err}
-	if m.Size > c.maxSize {
+	if m.Size > sizes.max {
 		res.SplitKey = m.SplitKey
 	}
 	disk, memory, _ := c.stored(t.Region)
@@ -165,7 +173,7 @@ func (c *SplitChecker) estimate(t splitTask) (size message.RegionSize, ok bool) 
 		return t.Guess, t.Fits
 	}
 	most := float64(disk+memory) * max(1, float64(last.Size)/float64(last.Disk))
-	if !t.Fits && most > float64(c.maxSize) {
+	if !t.Fits && most > float64(c.sizes.Load().max) {
 		return size, false
 	}
 	grown := max(1, float64(disk+memory)/float64(last.Disk+last.Memory))

@@ -55,7 +55,7 @@ const logEvery = time.Second
 // Recorder counts the stages of entries. Safe for concurrent use.
 type Recorder struct {
 	stages    [count]timing.Histogram
-	threshold time.Duration
+	threshold atomic.Int64 // in ns
 	logger    *zap.Logger
 	// next is from when on a slow entry is logged, as the store's age; passed counts those that
 	// were not.
@@ -65,8 +65,13 @@ type Recorder struct {
 
 // New returns a recorder that logs entries that take as long as threshold; 0: none.
 func New(threshold time.Duration, logger *zap.Logger) *Recorder {
-	return &Recorder{threshold: threshold, logger: logger}
+	r := &Recorder{logger: logger}
+	r.SetThreshold(threshold)
+	return r
 }
+
+// SetThreshold changes the threshold of New, from the next entry on.
+func (r *Recorder) SetThreshold(threshold time.Duration) { r.threshold.Store(int64(threshold)) }
 
 // Note counts an entry of a region that the engine has.
 func (r *Recorder) Note(regionID uint64, p *message.Proposal) {
@@ -74,7 +79,8 @@ func (r *Recorder) Note(regionID uint64, p *message.Proposal) {
 		_, took := Stage(s).Of(&p.Stages)
 		r.stages[s].Note(took, 1)
 	}
-	if total := p.Stages.Applied - p.Stages.Came; r.threshold > 0 && total >= r.threshold {
+	threshold := time.Duration(r.threshold.Load())
+	if total := p.Stages.Applied - p.Stages.Came; threshold > 0 && total >= threshold {
 		r.slow(regionID, p, total)
 	}
 }

@@ -65,7 +65,8 @@ type Options struct {
 	// OnCorrupt is called for messages that were damaged on their way; may be nil.
 	OnCorrupt OnCorrupt
 	// OnSlow is called for requests of unary methods, and those that Timing counts, that took
-	// SlowAfter or longer; may be nil. It must not wait for anything.
+	// SlowAfter or longer; may be nil. It must not wait for anything. SetSlowAfter
+	// changes it.
 	SlowAfter time.Duration
 	OnSlow    OnSlow
 	// UnaryInterceptors and StreamInterceptors stand before the handlers of all registered methods,

@@ -51,6 +51,7 @@ type method struct {
 // serves.
 type Server struct {
 	opts Options
+	slow slowCalls
 	// methods by path, "/package.Service/Method"; services by name. Neither changes once Serve was
 	// called.
 	methods  map[string]*method
@@ -94,6 +95,8 @@ func New(o Options) *Server {
 	s.mu.listeners = map[net.Listener]struct{}{}
 	s.mu.conns = map[*conn]struct{}{}
 	s.mu.registry.hosts = map[string]int{}
+	s.slow.report = s.opts.OnSlow
+	s.slow.set(s.opts.SlowAfter)
 	s.answers, s.readers.s = rpc.NewBudget(s.opts.MaxAnswers), s
 	s.readers.mu.conns = map[*conn]struct{}{}
 	for i := range s.intakes {
@@ -120,7 +123,7 @@ func (s *Server) RegisterService(sd *grpc.ServiceDesc, impl any) {
 		s.methods[path] = &method{
 			path: path, unary: m.Handler, impl: impl, sum: rpc.MethodSum(path),
 			maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
-			timing: Timing{path: path, opts: &s.opts},
+			timing: Timing{path: path, slow: &s.slow},
 		}
 		info.Methods = append(info.Methods, grpc.MethodInfo{Name: m.MethodName})
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -87,7 +88,30 @@ type Timing struct {
 	took   timing.Histogram
 	failed [codes.Unauthenticated + 1]atomic.Uint64
 	path   string
-	opts   *Options // nil: no call is slow
+	slow   *slowCalls // nil: no call is slow
+}
+
+// slowCalls reports calls that took long.
+type slowCalls struct {
+	after  atomic.Int64 // in ns; math.MaxInt64: none is slow
+	report OnSlow       // nil: none is reported
+}
+
+func (s *slowCalls) set(after time.Duration) { s.after.Store(int64(after)) }
+
+func (s *slowCalls) end(path string, took time.Duration, code codes.Code) {
+	if s.report != nil && int64(took) >= s.after.Load() {
+		s.report(path, took, code)
+	}
+}
+
+// SetSlowAfter changes from how long on a call is reported to Options.OnSlow, from the next answer
+// on; 0: none is. Safe for concurrent use.
+func (s *Server) SetSlowAfter(d time.Duration) {
+	if d <= 0 {
+		d = math.MaxInt64
+	}
+	s.slow.set(d)
 }
 
 // End counts a call by how it ended, and reports it if it took long.
@@ -100,8 +124,8 @@ func (t *Timing) End(code codes.Code, took time.Duration) {
 	} else {
 		t.failed[min(code, codes.Unauthenticated)].Add(1)
 	}
-	if t.opts != nil && t.opts.OnSlow != nil && took >= t.opts.SlowAfter {
-		t.opts.OnSlow(t.path, took, code)
+	if t.slow != nil {
+		t.slow.end(t.path, took, code)
 	}
 }
 

@@ -26,13 +26,23 @@ func TestTiming(t *testing.T) {
 
 func TestSlowCalls(t *testing.T) {
 	var slow []string
-	timing := Timing{path: "/s/M",
-		opts: &Options{SlowAfter: time.Second,
-			OnSlow: func(path string, took time.Duration, code codes.Code) {
-				slow = append(slow, path+" "+took.String()+" "+code.String())
-			}}}
+	s := New(Options{
+		SlowAfter: time.Second,
+		OnSlow: func(path string, took time.Duration, code codes.Code) {
+			slow = append(slow, path+" "+took.String()+" "+code.String())
+		},
+	})
+	timing := Timing{path: "/s/M", slow: &s.slow}
 	timing.End(codes.OK, time.Second-1)
 	timing.End(codes.OK, time.Second)
 	timing.End(codes.DeadlineExceeded, 2*time.Second)
 	require.Equal(t, []string{"/s/M 1s OK", "/s/M 2s DeadlineExceeded"}, slow)
+	s.SetSlowAfter(0)
+	timing.End(codes.OK, time.Hour)
+	require.Len(t, slow, 2)
+	s.SetSlowAfter(time.Millisecond)
+	timing.End(codes.OK, time.Millisecond-1)
+	timing.End(codes.OK, time.Millisecond)
+	require.Equal(t, "/s/M 1ms OK", slow[2])
+	require.Len(t, slow, 3)
 }
