@@ -91,7 +91,9 @@ func rapidReset(t *testing.T, reset func(r *rpctest.Raw, id uint32)) {
 	}
 	require.NoError(t, r.Framer.WritePing(false, [8]byte{}))
 	// A call that was cancelled before its handler began leaves room for another one.
-	require.GreaterOrEqual(t, rpctest.Wait(t, refused, "the refusals"), calls/2)
+	n := rpctest.Wait(t, refused, "the refusals")
+	require.GreaterOrEqual(t, n, calls/2)
+	require.EqualValues(t, n, s.Stats().RefusedCalls)
 	require.LessOrEqual(t, int(g.most.Load()), 10)
 	rpctest.Greet(t, addr).Works(1, "other") // another connection does not suffer
 	close(g.open)
@@ -132,7 +134,7 @@ func TestAnswersThatWaitForWindowsAreBounded(t *testing.T) {
 }
 
 func TestContinuationFlood(t *testing.T) {
-	_, addr := start(t, Options{}, &rpctest.KV{}, nil)
+	s, addr := start(t, Options{}, &rpctest.KV{}, nil)
 	r := rpctest.Greet(t, addr)
 	block := r.Block(rpctest.GetPath)
 	require.NoError(t,
@@ -150,7 +152,9 @@ func TestContinuationFlood(t *testing.T) {
 			break
 		}
 	}
+	require.Equal(t, http2.ErrCodeEnhanceYourCalm, r.GoAway().ErrCode)
 	r.Closed()
+	require.EqualValues(t, 1, s.Stats().Floods)
 }
 
 // TestEndlessHeaders: headers that consist of nothing, for ever, are no sign of life.
@@ -275,12 +279,13 @@ func TestNotGRPC(t *testing.T) {
 
 func TestPings(t *testing.T) {
 	t.Run("flood", func(t *testing.T) {
-		_, addr := start(t, Options{}, &rpctest.KV{}, nil)
+		s, addr := start(t, Options{}, &rpctest.KV{}, nil)
 		r := rpctest.Greet(t, addr)
 		for range 10 {
 			_ = r.Framer.WritePing(false, [8]byte{1})
 		}
 		require.Equal(t, http2.ErrCodeEnhanceYourCalm, r.GoAway().ErrCode)
+		require.EqualValues(t, 1, s.Stats().Floods)
 	})
 	t.Run("spaced", func(t *testing.T) {
 		_, addr := start(t, Options{MinPing: 1}, &rpctest.KV{}, nil)

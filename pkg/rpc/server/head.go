@@ -87,8 +87,12 @@ func (h *requestHead) read(fragment []byte, last bool) error {
 		}
 	}
 	if !whole && (h.malformed || h.truncated) && len(fragment) > 0 {
+		code := http2.ErrCodeProtocol
+		if h.truncated { // counts as a flood
+			code = http2.ErrCodeEnhanceYourCalm
+		}
 		return &rpc.ConnError{
-			Code: http2.ErrCodeProtocol, Why: "more of headers that are refused already",
+			Code: code, Why: "more of headers that are refused already",
 		}
 	}
 	indexed, timeout, simple := simpleBlock(fragment)
