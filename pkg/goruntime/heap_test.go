@@ -55,7 +55,7 @@ func TestFloor(t *testing.T) {
 	require.Greater(t, without, 2*with)
 
 	// A heap beyond the floor doubles; a large one grows by less.
-	for _, c := range []struct{ mib, low, high int }{{70, normal, normal}, {256, 40, 51}} {
+	for _, c := range []struct{ mib, low, high int }{{70, normal, normal}, {256, 40, 60}} {
 		held := make([][]byte, c.mib)
 		for i := range held {
 			held[i] = make([]byte, 1<<20)
