@@ -192,7 +192,10 @@ func TestSmallRegionsShrink(t *testing.T) {
 	require.GreaterOrEqual(t, count(), parts)
 	k.has("region holds", "keyspace split")
 	var holds struct {
-		Holds []struct{ Start, End string }
+		Holds []struct {
+			Start string `json:"start_hex"`
+			End   string `json:"end_hex"`
+		}
 	}
 	k.json("region holds", &holds)
 	require.Len(t, holds.Holds, 1)
