@@ -333,6 +333,9 @@ func manualStores(t *testing.T, m *manual) {
 	s.run(0, "tinyctl store config set --all raftstore.compare-max-bytes-per-sec 4MiB", "4MiB")
 	s.run(0, "tinyctl store loglevel debug STORE", "debug")
 	s.run(0, "tinyctl store loglevel info", "info")
+	s.run(0, "tinyctl config get", "schedule")
+	s.in["LEVEL"] = "info"
+	s.run(0, "tinyctl member loglevel LEVEL", "log level info")
 
 	closed, err := freeport.Find(1)
 	require.NoError(t, err)
