@@ -57,7 +57,7 @@ func (s *Storage) destroyOnce(ctx context.Context, start, end []byte) (open, err
 	for _, led := range []bool{true, false} {
 		for i := range peers {
 			lower, upper := clip(peers[i].Region, start, end)
-			if peers[i].IsLeader != led || len(upper) > 0 && bytes.Compare(lower, upper) >= 0 {
+			if peers[i].IsLeader != led || !concerns(peers[i].Region, lower, upper) {
 				continue
 			}
 			var again error
@@ -171,6 +171,13 @@ func holds(view storage.Reader, cf engine.CF, start, end []byte) (bool, error) {
 	defer it.Close()
 	it.First()
 	return it.Valid(), it.Err()
+}
+
+// concerns tells whether a region has a part of the range, which clip has cut to [lower, upper). A
+// replica that has no data yet, and may never have any, does not know its region's range or leader:
+// the replicas that have data see to it.
+func concerns(r *metapb.Region, lower, upper []byte) bool {
+	return regions.IsInitialized(r) && (len(upper) == 0 || bytes.Compare(lower, upper) < 0)
 }
 
 // clip is the part of [start, end) that lies in a region; empty ends are the end of the key space.
